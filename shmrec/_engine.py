@@ -1,0 +1,82 @@
+"""The one place that chooses the engine: the twin that records a producer's events.
+
+Runs in producers. ``SHMREC_ENGINE=python|native`` asks for one and fails loudly, with the
+cause, if it cannot serve; without it the best one that can is taken, quietly.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from shmrec.batch import Writer
+from shmrec.errors import EngineError
+from shmrec.events import Kind
+
+__all__ = ["NAMES", "Engine", "choose"]
+
+NAMES: Final = ("python",)
+"""The engines that this version has, best first."""
+
+
+class Scope(Protocol):
+    """A span as a context manager; `id` is its number once entered."""
+
+    id: int
+
+    def __enter__(self) -> Scope: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None: ...
+
+
+class Engine(Protocol):
+    """What every twin does; `batch.Writer` is the specification."""
+
+    revive: Callable[[], bool] | None
+
+    @property
+    def bound(self) -> bool: ...
+
+    def bind(
+        self,
+        view: Any,
+        words: Any,
+        *,
+        entry: int,
+        ring: int,
+        slot_size: int,
+        slots: int,
+    ) -> None: ...
+
+    def unbind(self) -> None: ...
+
+    def forget(self) -> None: ...
+
+    def lose(self, cause: str, count: int = 1) -> None: ...
+
+    def instant(self, name: str, /, **args: Any) -> None: ...
+
+    def begin(self, name: str, /, **args: Any) -> int: ...
+
+    def end(self, span: int, /, **args: Any) -> None: ...
+
+    def span(self, name: str, /, **args: Any) -> Scope: ...
+
+    def counter(self, name: str, value: Any, /) -> None: ...
+
+    def record(self, kind: Kind, name: str, args: dict[str, Any]) -> None: ...
+
+
+def choose(wanted: str | None = None) -> tuple[str, Callable[..., Engine]]:
+    """The engine's name and its writer class; `EngineError` if `wanted` cannot serve.
+
+    `wanted` defaults to ``SHMREC_ENGINE``; empty means any.
+    """
+    asked = os.environ.get("SHMREC_ENGINE", "") if wanted is None else wanted
+    if asked and asked not in NAMES:
+        raise EngineError(
+            f"SHMREC_ENGINE={asked}: this version of shmrec has {' and '.join(NAMES)} only; unset "
+            "it or choose one of these"
+        )
+    return "python", Writer

@@ -1,0 +1,285 @@
+"""Taking a snapshot: flush, choose generations, copy every ring, write one file.
+
+`take` runs in the collector; `take_cold` in `recover`, on memory that nobody flushes any more.
+Both stream: at any time one ring's kept batches are in private memory.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from shmrec import fence, process, store
+from shmrec.errors import ShmrecError, SnapshotWriteError
+from shmrec.generation import Evidence, Flush, Flushes, Sight
+from shmrec.layout import EntryState
+from shmrec.ring import Batch, Entry, Head, RingReader
+from shmrec.segment import Segment
+from shmrec.snapshot import Cause, FileWriter, Header, Producer
+
+__all__ = ["CaptureStopped", "Order", "take", "take_cold"]
+
+_POLL_FIRST_SECONDS: Final = 0.00005
+_POLL_LAST_SECONDS: Final = 0.002
+_NOTES_LIMIT: Final = 50
+
+
+class CaptureStopped(ShmrecError):
+    """The collector was told to stop while it was taking a snapshot; nothing was written."""
+
+
+@dataclass
+class Order:
+    """What snapshot is wanted. `size` in bytes per producer, times in nanoseconds."""
+
+    directory: Path
+    reason: str = ""
+    trigger: str = "request"
+    size: int = 0
+    period_ns: int = 0
+    flushes: int = 2
+    deadline_ns: int = 1_000_000_000
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    causes: Mapping[tuple[int, int], Cause] = field(default_factory=dict)
+    """By ring index and incarnation."""
+    names: Callable[[], Iterator[str]] | None = None
+    """Other names for the file than the usual ones."""
+    stop: Callable[[], bool] = bool
+
+
+def _readers(segment: Segment) -> list[RingReader]:
+    geometry = segment.geometry
+    return [
+        RingReader(segment.view, segment.words, geometry, index)
+        for index in range(geometry.producers)
+    ]
+
+
+def _claimed(readers: Sequence[RingReader]) -> list[tuple[RingReader, Entry]]:
+    found = []
+    for reader in readers:
+        if reader.incarnation():
+            entry = reader.entry()
+            if entry.state in (EntryState.LIVE, EntryState.DETACHED):
+                found.append((reader, entry))
+    return found
+
+
+def take(segment: Segment, order: Order) -> Path:
+    """Flush the recording and write a snapshot; only the collector may.
+
+    Raises `SnapshotWriteError`, or `CaptureStopped` when ``order.stop()`` became true.
+    """
+    readers = _readers(segment)
+    flushes = Flushes(order.flushes, deadline_ns=order.deadline_ns)
+    started_wall_ns = time.time_ns()
+    fenced = True
+    while not flushes.done:
+        old = segment.word("generation")
+        segment.set_word("generation", old + 1)
+        fenced = fence.barrier() and fenced
+        # Enumerated after the advance: whoever attaches later starts in the new generation.
+        producers = {entry.index: (reader, entry) for reader, entry in _claimed(readers)}
+        flush = flushes.begin(old, producers, now_ns=time.monotonic_ns())
+        _wait(flush, producers, order.stop)
+        flushes.finish(time.monotonic_ns())
+    header = _header(segment, order)
+    header.started_wall_ns = started_wall_ns
+    header.generation = flushes.wanted
+    header.flushes = order.flushes
+    header.fenced = fenced and all(
+        entry.fenced for _, entry in _claimed(readers) if entry.state == EntryState.LIVE
+    )
+    evidence = {index: str(found) for index, found in flushes.evidence.items()}
+    return _write(segment, order, header, evidence)
+
+
+def take_cold(segment: Segment, order: Order) -> Path:
+    """Write a snapshot of memory as it is; changes nothing in it."""
+    header = _header(segment, order)
+    header.started_wall_ns = header.taken_wall_ns
+    generations = [
+        head.generation for reader, _ in _claimed(_readers(segment)) for head in reader.scan().heads
+    ]
+    header.generation = max(generations, default=0)
+    return _write(segment, order, header, {})
+
+
+def _wait(
+    flush: Flush, producers: Mapping[int, tuple[RingReader, Entry]], stop: Callable[[], bool]
+) -> None:
+    pause = _POLL_FIRST_SECONDS
+    polls = 0
+    while True:
+        for index in flush.waiting:
+            reader, entry = producers[index]
+            writing, closed, newest = reader.progress()
+            ended = entry.state == EntryState.DETACHED
+            # Reading /proc costs more than all the rest: only for who seems stuck.
+            if not ended and polls and writing % 2:
+                ended = not process.alive(entry.pid, entry.start_ticks)
+            flush.see(index, Sight(writing, closed, newest, ended))
+        if flush.done or flush.expire(time.monotonic_ns()):
+            return
+        if stop():
+            raise CaptureStopped("the collector was told to stop")
+        polls += 1
+        time.sleep(pause)
+        pause = min(2 * pause, _POLL_LAST_SECONDS)
+
+
+def _header(segment: Segment, order: Order) -> Header:
+    return Header(
+        recording=segment.recorded_name or segment.name,
+        reason=order.reason,
+        trigger=order.trigger,
+        run_id=segment.field("run_id").hex(),
+        host=socket.gethostname(),
+        taken_mono_ns=time.monotonic_ns(),
+        taken_wall_ns=time.time_ns(),
+        keep_size=order.size,
+        keep_period_ns=order.period_ns,
+        requests=order.requests,
+    )
+
+
+def oldest_kept(
+    heads: Sequence[Sequence[Head]], wanted: int, *, size: int, period_ns: int, now_ns: int
+) -> int:
+    """The oldest generation that a snapshot keeps.
+
+    From the newest complete generation `wanted` backwards, until `size` bytes per producer
+    or the age `period_ns` is exceeded; the generation that crosses a limit stays.
+    """
+    sizes: dict[int, int] = {}
+    starts: dict[int, int] = {}
+    for ring in heads:
+        for head in ring:
+            if head.generation <= wanted:
+                generation = head.generation
+                sizes[generation] = sizes.get(generation, 0) + head.size
+                starts[generation] = min(starts.get(generation, head.start_ns), head.start_ns)
+    oldest, total, start = wanted, 0, now_ns
+    limit = size * sum(1 for ring in heads if ring)
+    for number, generation in enumerate(sorted(sizes, reverse=True)):
+        if number and (total > limit or now_ns - start > period_ns):
+            break
+        oldest = generation
+        total += sizes[generation]
+        start = min(start, starts[generation])
+    return oldest
+
+
+def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int, str]) -> Path:
+    claimed = _claimed(_readers(segment))
+    oldest = oldest_kept(
+        [reader.scan().heads for reader, _ in claimed],
+        header.generation,
+        size=order.size,
+        period_ns=order.period_ns,
+        now_ns=header.taken_mono_ns,
+    )
+    kept = {
+        head.generation
+        for reader, _ in claimed
+        for head in reader.scan().heads
+        if oldest <= head.generation <= header.generation
+    }
+    header.generations = sorted(kept)
+    names = order.names or (
+        lambda: store.file_names(header.recording, header.reason, header.taken_wall_ns)
+    )
+    store.prepare(order.directory)
+    with store.Unfinished(order.directory) as unfinished:
+        try:
+            writer = FileWriter(unfinished.file)
+            writer.header(header)
+            for reader, entry in claimed:
+                if order.stop():
+                    raise CaptureStopped("the collector was told to stop")
+                _write_producer(writer, reader, entry, order, evidence, oldest, header.generation)
+            writer.trailer()
+        except OSError as error:
+            raise SnapshotWriteError(
+                f"cannot write a snapshot in {order.directory}: {error.strerror}; the older ones "
+                "are untouched"
+            ) from error
+        if order.stop():
+            raise CaptureStopped("the collector was told to stop")
+        return unfinished.publish(names())
+
+
+def _write_producer(
+    writer: FileWriter,
+    reader: RingReader,
+    entry: Entry,
+    order: Order,
+    evidence: Mapping[int, str],
+    oldest: int,
+    wanted: int,
+) -> None:
+    scan = reader.scan()
+    heads = scan.heads
+    wished = [head for head in heads if oldest <= head.generation <= wanted]
+    if heads and (not wished or wished[-1] is not heads[-1]):
+        wished.append(heads[-1])
+    copies = [copy for head in wished if (copy := reader.copy(head)) is not None]
+    if not copies and heads:
+        # So fast that it lapped us: the newest batch, once more.
+        again = reader.scan().heads
+        copies = [copy for head in again[-1:] if (copy := reader.copy(head)) is not None]
+    if reader.incarnation() != entry.incarnation:
+        return  # Another process took the ring over: nothing of this one is left.
+    producer = _producer(entry, order, evidence)
+    _count(producer, heads, copies)
+    producer.damage = scan.damage[:_NOTES_LIMIT]
+    writer.producer(producer)
+    for copy in copies:
+        writer.batch(entry.index, copy)
+
+
+def _count(producer: Producer, heads: Sequence[Head], copies: Sequence[Batch]) -> None:
+    """Recorded, kept, trimmed and overwritten events; they always add up."""
+    newest = max((head.first + head.count for head in heads), default=0)
+    newest = max([newest, *(copy.head.first + copy.head.count for copy in copies)])
+    kept = {copy.head.number: copy.head.count for copy in copies}
+    trimmed = sum(head.count for head in heads if head.number not in kept)
+    producer.recorded = newest
+    producer.trimmed = trimmed
+    producer.losses = {"overwritten": max(0, newest - sum(kept.values()) - trimmed)} | (
+        producer.losses
+    )
+
+
+def _producer(entry: Entry, order: Order, evidence: Mapping[int, str]) -> Producer:
+    cause = order.causes.get((entry.index, entry.incarnation))
+    shown = evidence.get(entry.index, str(Evidence.COLD))
+    if entry.state == EntryState.DETACHED:
+        state = "detached"
+    elif cause is not None or not process.alive(entry.pid, entry.start_ticks):
+        state = "dead"
+    else:
+        state = "stalled" if shown == Evidence.STALLED else "running"
+    if state in ("dead", "detached") and shown == Evidence.STALLED:
+        shown = str(Evidence.ENDED)
+    return Producer(
+        index=entry.index,
+        incarnation=entry.incarnation,
+        pid=entry.pid,
+        start_ticks=entry.start_ticks,
+        identity=entry.identity,
+        label=entry.label,
+        engine=entry.engine,
+        state=state,
+        evidence=shown,
+        fenced=entry.fenced,
+        attached_ns=entry.attached_ns,
+        detached_ns=entry.detached_ns,
+        ended_ns=entry.ended_ns if state == "dead" else 0,
+        losses=entry.losses,
+        cause=cause,
+    )

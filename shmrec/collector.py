@@ -1,0 +1,506 @@
+"""The collector: a service process of its own, one per recording.
+
+One loop: generation tick, requests, deaths, quota. It is the only writer of ``generation``
+and of the other words marked "collector" in `layout`; it holds nothing that a producer waits
+for, and killing it loses nothing: the segment stays, and another collector adopts it.
+
+Invariants:
+
+- A death's ring is marked settled, and so free to be claimed again, only after a snapshot
+  that holds it has its final name on disk.
+- A segment with a death that is not on disk yet is never removed.
+- A stop is obeyed within a second, also in the middle of a snapshot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from shmrec import capture, layout, process, requests, segment as segments, store
+from shmrec.capture import CaptureStopped, Order
+from shmrec.deaths import UNKNOWN, Watched, Watcher
+from shmrec.errors import (
+    CollectorRunningError,
+    LayoutMismatchError,
+    NoSuchRecordingError,
+    SegmentError,
+    ShmrecError,
+)
+from shmrec.layout import ENTRY, EntryState, Geometry, SegmentState, Status, Verb
+from shmrec.requests import Request
+from shmrec.ring import RingReader
+from shmrec.segment import Segment
+from shmrec.snapshot import Cause
+
+__all__ = ["Collector", "Settings", "establish", "recover"]
+
+_TICK_NS: Final = 1_000_000_000
+_COALESCE_NS: Final = 50_000_000
+_CAUSE_NS: Final = 250_000_000
+_STATUS_POLL_SECONDS: Final = 0.02
+_RETRY_NS: Final = 5_000_000_000
+_LAST_DEADLINE_NS: Final = 200_000_000
+_UNUSED_SECONDS: Final = 60.0
+_ATTEMPTS: Final = 20
+
+
+@dataclass
+class Settings:
+    """What a collector was asked to do. `size` in bytes per producer, times in seconds.
+
+    `linger`: end by itself that long after the last producer has gone; None: never.
+    """
+
+    name: str
+    directory: Path = field(default_factory=store.default_directory)
+    size: int = layout.DEFAULT_RING_SIZE
+    period: float = 10.0
+    producers: int = layout.DEFAULT_PRODUCERS
+    path: str | None = None
+    flushes: int = 2
+    deadline: float = 1.0
+    linger: float | None = None
+    quota_count: int = store.DEFAULT_COUNT
+    quota_bytes: int = store.DEFAULT_BYTES
+    death_interval: float = 5.0
+    log: Callable[[str], None] = lambda message: None
+
+
+def log_to_stderr(message: str) -> None:
+    """One line on stderr; a closed stderr is nobody's problem."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"shmrec[{os.getpid()}]: {message}", file=sys.stderr, flush=True)
+
+
+# Coming by a segment.
+
+
+def establish(settings: Settings) -> Segment:
+    """Create the recording's segment, or adopt the one of a collector that was killed.
+
+    A segment that nobody lives in any more is recovered to a snapshot and replaced. Raises
+    `CollectorRunningError`, `SpaceError`, `WrongOwnerError`, `SnapshotWriteError`.
+    """
+    segments.check_name(settings.name)
+    geometry = Geometry.of(settings.size, settings.producers)
+    store.prepare(settings.directory)
+    store.sweep(settings.directory)
+    for _ in range(_ATTEMPTS):
+        try:
+            return segments.create(
+                settings.name,
+                geometry,
+                path=settings.path,
+                keep_size=settings.size,
+                keep_period_ns=int(settings.period * 1e9),
+                collected=True,
+            )
+        except FileExistsError:
+            found = _take_existing(settings)
+            if found is not None:
+                return found
+    raise SegmentError(f"recording {settings.name!r} keeps coming and going: try again")
+
+
+def _take_existing(settings: Settings) -> Segment | None:
+    """Adopt the existing segment, or clear it away and return None."""
+    try:
+        segment = segments.open_segment(settings.name, settings.path)
+    except NoSuchRecordingError:
+        return None
+    except LayoutMismatchError as error:
+        _keep_raw(settings, error)
+        return None
+    try:
+        with segment.locked():
+            if not segment.linked():
+                segment.close()
+                return None
+            running = segment.collector()
+            if running is not None:
+                raise CollectorRunningError(
+                    f"recording {settings.name!r} already has a collector, pid {running}: stop it "
+                    "first, or choose another name"
+                )
+            if segment.state != SegmentState.CLOSED and _inhabited(segment):
+                segment.take_over()
+                settings.log(f"adopted recording {settings.name!r}")
+                return segment
+            _replace_stale(segment, settings)
+    except BaseException:
+        segment.close()
+        raise
+    segment.close()
+    return None
+
+
+def _inhabited(segment: Segment) -> bool:
+    """Whether a live process is attached."""
+    if not segment.same_boot():
+        return False
+    for index in range(segment.geometry.producers):
+        entry = RingReader(segment.view, segment.words, segment.geometry, index).entry()
+        if entry.attached and process.alive(entry.pid, entry.start_ticks):
+            return True
+    return False
+
+
+def _used(segment: Segment) -> bool:
+    readers = (
+        RingReader(segment.view, segment.words, segment.geometry, index)
+        for index in range(segment.geometry.producers)
+    )
+    return any(reader.incarnation() for reader in readers)
+
+
+def _replace_stale(segment: Segment, settings: Settings) -> None:
+    if _used(segment):
+        path = recover(segment, settings.directory, reason="recovered before a new start")
+        settings.log(f"recovered what an earlier run of {settings.name!r} left: {path}")
+    segments.remove_wakeup(segment)
+    segments.remove(settings.name, settings.path)
+
+
+def _keep_raw(settings: Settings, error: LayoutMismatchError) -> None:
+    """Put a segment that this version cannot read aside, whole."""
+    source = Path(settings.path or f"/dev/shm/{layout.NAME_PREFIX}{settings.name}")
+    with store.Unfinished(settings.directory) as unfinished:
+        with open(source, "rb") as memory:
+            while chunk := memory.read(1 << 20):
+                # Rings that nobody used are holes; keep them so.
+                if chunk.count(0) == len(chunk):
+                    unfinished.file.seek(len(chunk), os.SEEK_CUR)
+                else:
+                    unfinished.file.write(chunk)
+        unfinished.file.truncate()
+        path = unfinished.publish(store.raw_names(settings.name, time.time_ns()))
+    settings.log(f"{error}; kept as {path} and replaced")
+    segments.remove(settings.name, settings.path)
+
+
+def recover(segment: Segment, directory: Path, *, reason: str = "recovered") -> Path:
+    """Write a snapshot of memory that no collector serves, changing nothing in it."""
+    return capture.take_cold(
+        segment,
+        Order(
+            directory=directory,
+            reason=reason,
+            trigger="recover",
+            size=segment.word("keep_size"),
+            period_ns=segment.word("keep_period_ns"),
+        ),
+    )
+
+
+# Serving it.
+
+
+@dataclass
+class Death:
+    """A producer that ended without detaching; `cause` is None while it may still be told."""
+
+    watched: Watched
+    label: str
+    noticed_ns: int
+    cause: Cause | None = None
+
+    def describe(self) -> str:
+        who = f"{self.label} " if self.label else ""
+        return f"{who}pid {self.watched.pid}: {(self.cause or UNKNOWN).text}"
+
+
+class Collector:
+    """Serves one recording until told to stop, or until nobody is left (`Settings.linger`)."""
+
+    def __init__(self, segment: Segment, settings: Settings) -> None:
+        self.segment = segment
+        self.settings = settings
+        self.stopping = False
+        self.snapshots: list[Path] = []
+        self.extra_pidfds: list[int] = []
+        self.watcher = Watcher()
+        self._deaths: list[Death] = []
+        self._readers = [
+            RingReader(segment.view, segment.words, segment.geometry, index)
+            for index in range(segment.geometry.producers)
+        ]
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup = segments.open_wakeup(segment, create=True)
+        self._next_tick = time.monotonic_ns()
+        self._death_allowed = 0
+        self._last_alive = time.monotonic()
+        self._ever_attached = False
+        self._waker: threading.Thread | None = None
+
+    def stop(self, *_: object) -> None:
+        """Ask the loop to end; may be called from a signal handler or another thread."""
+        self.stopping = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Make the loop look around now."""
+        with contextlib.suppress(OSError):
+            os.write(self._wake_write, b"w")
+
+    def run(self, until: Callable[[], bool] = bool) -> None:
+        """Serve until stopped, `until()` holds, or lingering is over; then end in order."""
+        if self._wakeup is not None:
+            self._waker = threading.Thread(target=self._forward_wakeups, daemon=True)
+            self._waker.start()
+        try:
+            while not self.stopping and not until() and not self._deserted():
+                self._poll()
+                self._turn()
+        finally:
+            self._finish()
+
+    def handle_signals(self) -> None:
+        """Let SIGTERM and SIGINT stop the loop; from the main thread."""
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self.stop)
+        signal.signal(signal.SIGINT, self.stop)
+
+    def _forward_wakeups(self) -> None:
+        while not self.stopping:
+            with contextlib.suppress(Exception):
+                self._wakeup.acquire()
+            self.wake()
+
+    def _poll(self) -> None:
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        pending = {death.watched.pidfd for death in self._deaths}
+        for fd in [*self.watcher.pidfds(), *self.extra_pidfds]:
+            if fd not in pending:
+                poll.register(fd, select.POLLIN)
+        seconds = max(0.0, (self._next_tick - time.monotonic_ns()) / 1e9)
+        if self._deaths:
+            seconds = min(seconds, _STATUS_POLL_SECONDS)
+        poll.poll(seconds * 1000)
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._wake_read, 4096):
+                pass
+
+    def _turn(self) -> None:
+        """One look at everything."""
+        now = time.monotonic_ns()
+        self._notice_producers(now)
+        self._notice_deaths(now)
+        if now >= self._next_tick:
+            self._next_tick = now + _TICK_NS
+            self.segment.set_word("generation", self.segment.word("generation") + 1)
+            self.segment.set_word("heartbeat_ns", now)
+        self._serve()
+        self._take_death_snapshot()
+
+    # Producers coming and going.
+
+    def _notice_producers(self, now: int) -> None:
+        words, geometry = self.segment.words, self.segment.geometry
+        alive = False
+        for index, reader in enumerate(self._readers):
+            at = geometry.entry(index)
+            incarnation = words[ENTRY.word("incarnation", at)]
+            if not incarnation:
+                continue
+            state = words[ENTRY.word("state", at)]
+            if state == EntryState.DETACHED:
+                if index in self.watcher.watched and not self._dying(index):
+                    self.watcher.forget(index)
+                self._settle(index, incarnation)
+            elif state == EntryState.LIVE and words[ENTRY.word("settled", at)] != incarnation:
+                entry = reader.entry()
+                self.watcher.watch(index, incarnation, entry.pid, entry.start_ticks)
+                self._ever_attached = alive = True
+        if alive:
+            self._last_alive = time.monotonic()
+
+    def _dying(self, index: int) -> bool:
+        return any(death.watched.index == index for death in self._deaths)
+
+    def _notice_deaths(self, now: int) -> None:
+        for index, watched in list(self.watcher.watched.items()):
+            if self._dying(index) or not self.watcher.gone(watched):
+                continue
+            entry = self._readers[index].entry()
+            if entry.state == EntryState.DETACHED or entry.incarnation != watched.incarnation:
+                self.watcher.forget(index)
+                continue
+            at = self.segment.geometry.entry(index)
+            self.segment.words[ENTRY.word("ended_ns", at)] = now
+            self._deaths.append(Death(watched, entry.label, now))
+        for death in list(self._deaths):
+            if death.cause is None:
+                death.cause = self.watcher.cause(death.watched)
+                if death.cause is None and now - death.noticed_ns > _CAUSE_NS:
+                    death.cause = UNKNOWN
+            if death.cause is not None and death.cause.exit_code == 0:
+                # It left by os._exit(0): in order, but for saying so.
+                self._deaths.remove(death)
+                self._settle(death.watched.index, death.watched.incarnation)
+                self.watcher.forget(death.watched.index)
+
+    def _settle(self, index: int, incarnation: int) -> None:
+        word = ENTRY.word("settled", self.segment.geometry.entry(index))
+        if self.segment.words[word] != incarnation:
+            self.segment.words[word] = incarnation
+
+    def _deserted(self) -> bool:
+        linger = self.settings.linger
+        if linger is None or self._deaths:
+            return False
+        silence = time.monotonic() - self._last_alive
+        return silence > (linger if self._ever_attached else max(linger, _UNUSED_SECONDS))
+
+    # Snapshots.
+
+    def _take_death_snapshot(self, *, last: bool = False) -> None:
+        now = time.monotonic_ns()
+        ready = [death for death in self._deaths if death.cause is not None]
+        if not ready:
+            return
+        first = min(death.noticed_ns for death in ready)
+        waiting = len(ready) < len(self._deaths) or now < first + _COALESCE_NS
+        if not last and (waiting or now < self._death_allowed):
+            return
+        more = f" and {len(ready) - 1} more" if len(ready) > 1 else ""
+        reason = f"death of {ready[0].describe()}{more}"
+        for death in ready:
+            self.settings.log(f"{death.describe()}")
+        self._death_allowed = time.monotonic_ns() + int(self.settings.death_interval * 1e9)
+        try:
+            self._snapshot(reason, "death", last=last)
+        except CaptureStopped:
+            return
+        except ShmrecError as error:
+            self._death_allowed = max(self._death_allowed, time.monotonic_ns() + _RETRY_NS)
+            self.settings.log(f"no snapshot of {reason}: {error}")
+            return
+        for death in ready:
+            self._deaths.remove(death)
+            self._settle(death.watched.index, death.watched.incarnation)
+            self.watcher.forget(death.watched.index)
+
+    def _snapshot(
+        self,
+        reason: str,
+        trigger: str,
+        *,
+        asked: list[Request] | None = None,
+        names: Callable[[], Iterator[str]] | None = None,
+        last: bool = False,
+    ) -> Path:
+        deadline = int(self.settings.deadline * 1e9)
+        causes = {
+            (death.watched.index, death.watched.incarnation): death.cause or UNKNOWN
+            for death in self._deaths
+        }
+        path = capture.take(
+            self.segment,
+            Order(
+                directory=self.settings.directory,
+                reason=reason,
+                trigger=trigger,
+                size=self.segment.word("keep_size"),
+                period_ns=self.segment.word("keep_period_ns"),
+                flushes=self.settings.flushes,
+                deadline_ns=min(deadline, _LAST_DEADLINE_NS) if last else deadline,
+                requests=[{"pid": ask.pid, "reason": ask.reason} for ask in asked or []],
+                causes=causes,
+                names=names,
+                stop=bool if last else lambda: self.stopping,
+            ),
+        )
+        self.segment.set_word("snapshots", self.segment.word("snapshots") + 1)
+        if names is None:
+            self.snapshots.append(path)
+            self.settings.log(f"snapshot ({reason}): {path}")
+            store.enforce_quota(
+                self.settings.directory,
+                count=self.settings.quota_count,
+                size=self.settings.quota_bytes,
+            )
+        return path
+
+    def _serve(self) -> None:
+        """Answer the requests that wait; those for snapshots share one."""
+        waiting = requests.pending(self.segment)
+        kept = [request for request in waiting if request.verb == Verb.SNAPSHOT]
+        handed = [request for request in waiting if request.verb == Verb.TRANSFER]
+        for request in waiting:
+            if request.verb == Verb.ENDED:
+                self.watcher.told(*request.argument)
+                requests.answer(self.segment, request, "")
+            elif request.verb == Verb.STOP:
+                self.stopping = True
+                requests.answer(self.segment, request, "")
+            elif request not in kept and request not in handed:
+                requests.answer(
+                    self.segment, request, f"unknown request {request.verb}", Status.FAILED
+                )
+        if kept:
+            reason = kept[0].reason or "requested"
+            more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+            self._answer(kept, lambda: self._snapshot(reason + more, "request", asked=kept))
+        for request in handed:
+            # One file each: its requester removes it as soon as it has it open.
+            self._answer(
+                [request],
+                lambda asked=request: self._snapshot(  # type: ignore[misc]
+                    asked.reason, "request", asked=[asked], names=store.hidden_names
+                ),
+            )
+
+    def _answer(self, waiting: list[Request], make: Callable[[], Path]) -> None:
+        try:
+            text, status = str(make()), Status.DONE
+        except ShmrecError as error:
+            text, status = str(error), Status.FAILED
+            self.settings.log(f"no snapshot: {error}")
+        for request in waiting:
+            requests.answer(self.segment, request, text, status)
+
+    # The end.
+
+    def _finish(self) -> None:
+        """End the recording: last death snapshots, closed for all, names removed."""
+        self._notice_producers(time.monotonic_ns())
+        self._notice_deaths(time.monotonic_ns())
+        for death in self._deaths:
+            death.cause = death.cause or UNKNOWN
+        self._take_death_snapshot(last=True)
+        self.stopping = True
+        segment = self.segment
+        with segment.locked():
+            segment.set_word("state", SegmentState.CLOSED)
+            segment.set_word("generation", segment.word("generation") + 1)
+            if self._deaths:
+                self.settings.log(
+                    f"recording {self.settings.name!r} is left in memory, its evidence could not "
+                    f"be written: read it with `shmrec-dump recover {self.settings.name}`"
+                )
+            else:
+                segments.remove(self.settings.name, self.settings.path)
+        for request in requests.pending(segment):
+            requests.answer(segment, request, "the recording has been stopped", Status.FAILED)
+        segments.remove_wakeup(segment)
+        if self._waker is not None:
+            segments.wake(self._wakeup)
+            self._waker.join(timeout=1.0)
+        with contextlib.suppress(ValueError):
+            signal.set_wakeup_fd(-1)
+        self.watcher.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        segment.close()
+

@@ -1,0 +1,165 @@
+"""Noticing that a producer's process has ended, and learning how.
+
+Runs in the collector. A pidfd becomes readable when its process ends, whoever its parent is;
+without pidfds `ended` compares start times in ``/proc``. How it ended is taken from the best
+source at hand, and the source is kept with it:
+
+1. the exit status that ``PIDFD_GET_INFO`` keeps after reaping (Linux 6.15);
+2. ``/proc/PID/stat`` while the process is a zombie that we may inspect;
+3. the word of a host that reaped it.
+
+Where none of these speaks the cause is "unknown", never a guess. Source of the protocol:
+pidfd_open(2) and the kernel's ``include/uapi/linux/pidfd.h``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from shmrec import process
+from shmrec.snapshot import Cause
+
+__all__ = ["UNKNOWN", "Watched", "Watcher", "cause_of_status"]
+
+# struct pidfd_info, first version: mask and cgroup id, eleven ids, exit code.
+_INFO: Final = struct.Struct("=QQ11Ii")
+_INFO_EXIT: Final = 1 << 3
+_GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11
+
+UNKNOWN: Final = Cause("unknown", "no wait status could be had")
+
+
+def cause_of_status(status: int, source: str) -> Cause:
+    """The cause that a wait status tells."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        core = ", core dumped" if os.WCOREDUMP(status) else ""
+        return Cause(f"signal {number} ({signal_name(number)}){core}", source, signal=number)
+    code = os.WEXITSTATUS(status)
+    return Cause(f"exit code {code}", source, exit_code=code)
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9; SIG42 for one that has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
+
+
+@dataclass
+class Watched:
+    """A process under watch: its ring and incarnation, its pidfd or -1."""
+
+    index: int
+    incarnation: int
+    pid: int
+    start_ticks: int
+    pidfd: int
+
+    def close(self) -> None:
+        """Stop watching; twice is harmless."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class Watcher:
+    """The processes under watch, by ring index."""
+
+    def __init__(self) -> None:
+        self.watched: dict[int, Watched] = {}
+        self._told: dict[int, int] = {}
+
+    def watch(self, index: int, incarnation: int, pid: int, start_ticks: int) -> Watched:
+        """Watch the process that claimed ring `index`; idempotent for one incarnation."""
+        known = self.watched.get(index)
+        if known is not None:
+            if known.incarnation == incarnation:
+                return known
+            known.close()
+        watched = Watched(index, incarnation, pid, start_ticks, _pidfd(pid, start_ticks))
+        self.watched[index] = watched
+        return watched
+
+    def forget(self, index: int) -> None:
+        """Stop watching ring `index`'s process."""
+        known = self.watched.pop(index, None)
+        if known is not None:
+            self._told.pop(known.pid, None)
+            known.close()
+
+    def pidfds(self) -> list[int]:
+        """The descriptors that become readable at a death."""
+        return [watched.pidfd for watched in self.watched.values() if watched.pidfd >= 0]
+
+    def told(self, pid: int, status: int) -> None:
+        """A host's word on how a process ended; kept only for processes under watch."""
+        if any(watched.pid == pid for watched in self.watched.values()):
+            self._told[pid] = status
+
+    def gone(self, watched: Watched) -> bool:
+        """Whether the process has ended."""
+        return not process.alive(watched.pid, watched.start_ticks)
+
+    def cause(self, watched: Watched) -> Cause | None:
+        """How it ended, or None while no source tells."""
+        status = _exit_status(watched.pidfd)
+        if status is not None:
+            return cause_of_status(status, "kernel (pidfd)")
+        seen = process.stat(watched.pid)
+        # A zombie shows status 0 both when it exited 0 and when we may not look.
+        zombie = seen is not None and seen.state in "ZX"
+        if zombie and seen is not None and seen.start_ticks == watched.start_ticks:
+            if seen.wait_status or os.geteuid() == 0 or _owns(watched.pid):
+                return cause_of_status(seen.wait_status, "kernel (zombie)")
+        if watched.pid in self._told:
+            return cause_of_status(self._told[watched.pid], "host")
+        return None
+
+    def close(self) -> None:
+        """Stop watching everything."""
+        for index in list(self.watched):
+            self.forget(index)
+
+
+def _pidfd(pid: int, start_ticks: int) -> int:
+    """A pidfd of that very process, or -1."""
+    fd = -1
+    with contextlib.suppress(OSError, AttributeError, OverflowError):
+        fd = os.pidfd_open(pid)
+        # The pid may have been reused between the look and the open.
+        if start_ticks and process.start_ticks(pid) not in (0, start_ticks):
+            os.close(fd)
+            fd = -1
+    return fd
+
+
+def _exit_status(pidfd: int) -> int | None:
+    if pidfd < 0:
+        return None
+    info = bytearray(_INFO.size)
+    info[:8] = struct.pack("=Q", _INFO_EXIT)
+    try:
+        fcntl.ioctl(pidfd, _GET_INFO, info)
+    except OSError as error:
+        # Older kernels know neither the call nor the flag.
+        if error.errno in (errno.ENOTTY, errno.EINVAL, errno.ESRCH, errno.EOPNOTSUPP):
+            return None
+        raise
+    mask, *_, exit_code = _INFO.unpack(info)
+    return exit_code if mask & _INFO_EXIT else None
+
+
+def _owns(pid: int) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+    except OSError:
+        return False

@@ -1,0 +1,108 @@
+"""Every exception that shmrec raises, under one root.
+
+Used by all processes. A message says what happened, to what, and what to do about it;
+the command-line tools print it as one line and never as a traceback.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AlreadyStartedError",
+    "AttachError",
+    "CollectorError",
+    "CollectorRunningError",
+    "DamagedFileError",
+    "EngineError",
+    "LayoutMismatchError",
+    "NoSuchRecordingError",
+    "NoSuchSnapshotError",
+    "NotStartedError",
+    "RecordingNameError",
+    "RequestFailedError",
+    "RingsTakenError",
+    "SegmentError",
+    "ShmrecError",
+    "SnapshotActiveError",
+    "SnapshotWriteError",
+    "SpaceError",
+    "WrongOwnerError",
+]
+
+
+class ShmrecError(Exception):
+    """The root of every error that shmrec raises."""
+
+
+class RecordingNameError(ShmrecError, ValueError):
+    """A recording's name is empty, too long, or holds a character that it may not."""
+
+
+class EngineError(ShmrecError):
+    """The engine asked for through ``SHMREC_ENGINE`` cannot serve; the message says why."""
+
+
+class SegmentError(ShmrecError):
+    """A shared-memory segment cannot be created, opened or believed."""
+
+
+class NoSuchRecordingError(SegmentError):
+    """No segment with that name, or its recording has been closed."""
+
+
+class LayoutMismatchError(SegmentError):
+    """The segment was made by another version, machine or namespace, or is damaged."""
+
+
+class WrongOwnerError(SegmentError):
+    """The segment belongs to another user, or others may open it."""
+
+
+class SpaceError(SegmentError):
+    """The shared-memory file system has no room for what was asked."""
+
+
+class AttachError(ShmrecError):
+    """A process cannot join a recording as a producer."""
+
+
+class RingsTakenError(AttachError):
+    """Every ring of the recording belongs to a live process or holds unsaved evidence."""
+
+
+class CollectorError(ShmrecError):
+    """The collector could not be started or does not answer."""
+
+
+class CollectorRunningError(CollectorError):
+    """A live collector serves the recording already."""
+
+
+class RequestFailedError(CollectorError):
+    """The collector took a request and could not fulfil it; the message is its answer."""
+
+
+class SnapshotActiveError(CollectorError):
+    """As many snapshot requests as fit are under way: use the result of one of those.
+
+    The counterpart of ``ErrSnapshotActive`` in Go's ``golang.org/x/exp/trace``.
+    """
+
+
+class AlreadyStartedError(ShmrecError):
+    """``FlightRecorder.start`` on a recorder that is running."""
+
+
+class NotStartedError(ShmrecError):
+    """``stop``, ``write_to`` or ``snapshot`` on a recorder that is not running."""
+
+
+class SnapshotWriteError(ShmrecError):
+    """A snapshot could not be written; nothing stands under its final name."""
+
+
+class DamagedFileError(ShmrecError):
+    """A file is not a snapshot, or nothing in it can be read."""
+
+
+class NoSuchSnapshotError(ShmrecError):
+    """The snapshot that was asked for is not there."""

@@ -1,0 +1,105 @@
+"""The events: one table of kinds, and the objects that a reader gets.
+
+Producers write them, readers decode them. An event is one msgpack array::
+
+    [kind, delta_ns, field, ...]
+
+`delta_ns` is the time since the previous event of the batch (the first: since the batch's
+``start_ns``). The fields are the kind's row; a field in brackets may be absent. ``name``
+stands for a number that a NAME event earlier in the same batch has given to a text, so that
+every batch decodes without the others.
+
+Invariants:
+
+- Events of one batch are in time order, and batches of one producer too.
+- THREAD says whose the events after it are, until the next.
+- The preamble, a batch's OPEN events, comes before its first counted event. It names every
+  span open when the batch was opened, unless the batch is flagged PARTIAL_PREAMBLE.
+- An END carries name and duration, so that its span has a place without its BEGIN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+__all__ = ["KINDS", "Event", "Kind", "OpenSpan", "kind_named"]
+
+NAME_LIMIT: Final = 256
+"""Characters of a name; a longer one is cut."""
+ARGUMENTS_LIMIT: Final = 4096
+"""Encoded bytes of an event's arguments; larger ones take their bounded form."""
+PREAMBLE_SHARE: Final = 2
+"""A preamble fills at most one part in so many of a batch."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row of the table: the number on the wire, and the fields after `delta_ns`."""
+
+    number: int
+    name: str
+    fields: tuple[str, ...]
+    counted: bool
+    meaning: str
+
+    def prefix(self, arguments: bool = False) -> bytes:
+        """The event's first two bytes: array header and kind."""
+        fields = [f for f in self.fields if arguments or not f.startswith("[")]
+        return bytes((0x90 | (2 + len(fields)), self.number))
+
+
+NAME: Final = Kind(0, "name", ("id", "text"), False, "gives a number to a text")
+THREAD: Final = Kind(1, "thread", ("id", "name"), False, "the following events' thread")
+OPEN: Final = Kind(
+    2, "open", ("name", "span", "age_ns", "[args]"), False, "a span open at the batch's start"
+)
+INSTANT: Final = Kind(3, "instant", ("name", "[args]"), True, "something happened")
+BEGIN: Final = Kind(4, "begin", ("name", "span", "[args]"), True, "a span begins")
+END: Final = Kind(5, "end", ("name", "duration_ns", "span", "[args]"), True, "a span ends")
+COUNTER: Final = Kind(6, "counter", ("name", "value"), True, "a value at a time")
+EXCEPTION: Final = Kind(7, "exception", ("name", "[args]"), True, "an exception was seen")
+
+KINDS: Final = (NAME, THREAD, OPEN, INSTANT, BEGIN, END, COUNTER, EXCEPTION)
+
+_BY_NAME: Final = {kind.name: kind for kind in KINDS}
+
+
+def kind_named(name: str) -> Kind:
+    """The row with that name; KeyError if there is none."""
+    return _BY_NAME[name]
+
+
+@dataclass(slots=True)
+class Event:
+    """One recorded event, as a reader sees it.
+
+    `time_ns` is CLOCK_MONOTONIC, `kind` a name from `KINDS`, `thread` the kernel's thread id.
+    `span` is 0 where the kind has none; `value` is a counter's; `duration_ns` an end's.
+    """
+
+    time_ns: int
+    kind: str
+    name: str
+    thread: int
+    thread_name: str
+    generation: int
+    span: int = 0
+    args: dict[str, Any] = field(default_factory=dict)
+    value: Any = None
+    duration_ns: int | None = None
+    pid: int = 0
+    label: str = ""
+    producer: int = 0
+
+
+@dataclass(slots=True)
+class OpenSpan:
+    """A span that had begun and not ended when its producer was last heard of."""
+
+    span: int
+    name: str
+    thread: int
+    thread_name: str
+    start_ns: int
+    args: dict[str, Any] = field(default_factory=dict)

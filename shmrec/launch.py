@@ -1,0 +1,121 @@
+"""Starting a collector that is nobody's child, and waiting until it serves.
+
+Runs in the process that starts a recording: a `FlightRecorder`, or gunicorn's master, which
+reaps every child with ``waitpid(-1)`` and must not have this one among them. The collector
+forks once more and lets its parent go; this end waits for that parent, and for one line on
+a pipe that says "ready" or what went wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+from typing import Final
+
+from shmrec import process
+from shmrec.errors import CollectorError, CollectorRunningError
+from shmrec.segment import Segment
+
+__all__ = ["start_collector", "stop_collector"]
+
+START_SECONDS: Final = 20.0
+READY: Final = "ready"
+RUNNING: Final = "running"
+
+
+def start_collector(
+    name: str,
+    *,
+    directory: str | os.PathLike[str] | None = None,
+    size: int,
+    period: float,
+    producers: int,
+    path: str | None = None,
+    linger: float | None = None,
+) -> int:
+    """Start a detached collector for recording `name`; its pid once it serves.
+
+    Raises `CollectorRunningError` if there is one already, else `CollectorError` with what
+    the collector said.
+    """
+    import subprocess
+
+    command = [sys.executable, "-P", "-m", "shmrec.commands.collect", name, "--detach"]
+    command += ["--size", str(size), "--period", repr(period), "--producers", str(producers)]
+    if directory is not None:
+        command += ["--dir", os.fspath(directory)]
+    if path is not None:
+        command += ["--path", path]
+    if linger is not None:
+        command += ["--linger", repr(linger)]
+    read_end, write_end = os.pipe()
+    try:
+        starter = subprocess.Popen(
+            [*command, "--ready-fd", str(write_end)],
+            pass_fds=[write_end],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=_environment(),
+        )
+    except OSError as error:
+        os.close(read_end)
+        raise CollectorError(f"cannot start a collector: {error}") from error
+    finally:
+        os.close(write_end)
+    try:
+        said = _first_line(read_end, time.monotonic() + START_SECONDS)
+    finally:
+        os.close(read_end)
+        # A host that reaps every child may have been faster.
+        with contextlib.suppress(OSError):
+            starter.wait()
+    word, _, rest = said.partition(" ")
+    if word == READY:
+        return int(rest)
+    if word == RUNNING:
+        raise CollectorRunningError(rest)
+    raise CollectorError(rest or f"the collector of {name!r} ended without a word")
+
+
+def _environment() -> dict[str, str]:
+    """The collector must find this very shmrec, wherever the host found it."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    known = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{known}" if known else package}
+
+
+def _first_line(fd: int, deadline: float) -> str:
+    said = b""
+    while not said.endswith(b"\n"):
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([fd], [], [], left)[0]:
+            raise CollectorError(f"the collector did not start within {START_SECONDS:g} s")
+        chunk = os.read(fd, 4096)
+        if not chunk:
+            break
+        said += chunk
+    return said.decode("utf-8", "replace").strip()
+
+
+def stop_collector(segment: Segment, *, timeout: float = 10.0) -> None:
+    """Stop the recording's collector in order and wait until it has gone.
+
+    Raises `CollectorError` if it does not go; does nothing if there is none.
+    """
+    pid = segment.collector()
+    started = segment.word("collector_start")
+    if pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout
+    pause = 0.001
+    while process.alive(pid, started):
+        if time.monotonic() > deadline:
+            raise CollectorError(f"collector pid {pid} did not stop within {timeout:g} s")
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)

@@ -1,0 +1,83 @@
+"""Who a process is, and whether it still is: pids get reused, start times tell.
+
+Used by all processes. Reads ``/proc``; where there is none, a start time is 0 and only the
+pid is compared.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final, NamedTuple
+
+__all__ = ["Stat", "alive", "boot_id", "pid_namespace", "start_ticks", "stat"]
+
+# Fields of /proc/PID/stat behind the parenthesised command, see proc(5): state is field 3.
+_STATE: Final = 0
+_START: Final = 22 - 3
+_EXIT_CODE: Final = 52 - 3
+
+
+class Stat(NamedTuple):
+    """What /proc/PID/stat says: state letter, start in clock ticks, wait status."""
+
+    state: str
+    start_ticks: int
+    wait_status: int
+
+
+def stat(pid: int) -> Stat | None:
+    """The process's stat line, or None if there is no such process.
+
+    `wait_status` is 0 unless the process is a zombie that the caller may inspect.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return Stat(
+            fields[_STATE].decode("ascii"),
+            int(fields[_START]),
+            int(fields[_EXIT_CODE]) if len(fields) > _EXIT_CODE else 0,
+        )
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def start_ticks(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 if it cannot be learnt."""
+    seen = stat(pid)
+    return seen.start_ticks if seen else 0
+
+
+def alive(pid: int, started: int) -> bool:
+    """Whether that very process still runs; a zombie does not."""
+    if not 0 < pid < 1 << 31:
+        return False
+    seen = stat(pid)
+    if seen is not None:
+        return seen.state not in "ZX" and (not started or seen.start_ticks == started)
+    if os.path.exists("/proc/self/stat"):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def boot_id() -> bytes:
+    """16 bytes that change at every boot; zeros where the kernel tells none."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return bytes.fromhex(file.read().decode("ascii").strip().replace("-", ""))
+    except (OSError, ValueError):
+        return bytes(16)
+
+
+def pid_namespace() -> int:
+    """The inode of this process's pid namespace; 0 where there are none."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0

@@ -1,0 +1,420 @@
+"""The producer's side: joining a recording, and the calls that record.
+
+Runs in every process that records. A `Recorder` owns at most one ring. Its hot calls
+(`instant`, `span`, `begin`, `end`, `counter`) are the engine's own bound methods, so that
+nothing stands between the caller and the ring.
+
+Invariants:
+
+- Joining and recording never raise into the application unless it asked (``required=True``).
+- A forked child never writes into its parent's ring: the engine notices, and `_rejoin` claims
+  a ring for the child at its first event, on the inherited mapping and descriptor.
+- A ring is claimed under the segment's lock: free ones first, then the longest-ended one, but
+  never one whose process died and whose end the collector has not dealt with.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import sys
+import time
+import warnings
+import weakref
+from _thread import RLock
+from collections.abc import Callable
+from typing import Any, Final, ParamSpec, TypeVar, overload
+
+from shmrec import _engine, events, fence, layout, process, requests
+from shmrec.errors import NoSuchRecordingError, RingsTakenError, ShmrecError, SpaceError
+from shmrec.layout import ENTRY, LABEL_BYTES, SLOT, EntryState, SegmentState, Verb
+from shmrec.ring import RingReader
+from shmrec.segment import Segment, open_segment, open_wakeup, wake
+from shmrec.values import bounded_text
+
+__all__ = ["ENVIRONMENT", "Recorder", "attach", "default"]
+
+ENVIRONMENT: Final = "SHMREC_RECORDING"
+ENVIRONMENT_PATH: Final = "SHMREC_PATH"
+SNAPSHOT_SECONDS: Final = 30.0
+_FRAMES_LIMIT: Final = 16
+_GENERATOR: Final = 0x20
+_COROUTINE: Final = 0x80
+_ASYNC_GENERATOR: Final = 0x200
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+class Recorder:
+    """A process's place in a recording.
+
+    Obtained from `attach`. While it is not attached every call does nothing, at next to no
+    cost. Calls may come from any thread, from signal handlers and from garbage collection.
+    """
+
+    instant: Callable[..., None]
+    """``instant(name, **args)``: something happened."""
+    begin: Callable[..., int]
+    """``begin(name, **args) -> span id``: a span begins; any thread may end it."""
+    end: Callable[..., None]
+    """``end(span_id, **args)``: the span ends."""
+    span: Callable[..., _engine.Scope]
+    """``with span(name, **args):`` a span around a block."""
+    counter: Callable[[str, Any], None]
+    """``counter(name, value)``: a value at this time."""
+
+    def __init__(self) -> None:
+        self.engine, writer = _engine.choose()
+        self._engine = writer()
+        self._segment: Segment | None = None
+        self._wakeup: Any = None
+        self._label = ""
+        self._index = -1
+        self._pid = 0
+        self._warned = False
+        self._lock: Any = RLock()
+        self.instant = self._engine.instant
+        self.begin = self._engine.begin
+        self.end = self._engine.end
+        self.span = self._engine.span
+        self.counter = self._engine.counter
+        _recorders.add(self)
+
+    # What people call.
+
+    @property
+    def attached(self) -> bool:
+        """Whether calls are recorded: attached, in this very process."""
+        return self._engine.bound
+
+    @property
+    def recording(self) -> str:
+        """The recording's name, or "" before any attach."""
+        return self._segment.name if self._segment is not None else ""
+
+    def exception(self, exc: BaseException, /, **args: Any) -> None:
+        """Record an exception: its type, message, and where it was raised."""
+        if not self._engine.bound and self._segment is None:
+            return
+        import traceback
+
+        kind = type(exc)
+        name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+        try:
+            message = bounded_text(str(exc))
+        except Exception as error:
+            message = f"<str raised {type(error).__name__}>"
+        where = traceback.StackSummary.extract(
+            traceback.walk_tb(exc.__traceback__), limit=-_FRAMES_LIMIT, lookup_lines=False
+        )
+        frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in where]
+        self._engine.record(
+            events.EXCEPTION, name, {"message": message, "where": frames[::-1], **args}
+        )
+
+    @overload
+    def traced(self, function: Callable[_P, _R], /) -> Callable[_P, _R]: ...
+
+    @overload
+    def traced(
+        self, function: None = None, /, *, name: str | None = None
+    ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]: ...
+
+    def traced(
+        self, function: Callable[_P, _R] | None = None, /, *, name: str | None = None
+    ) -> Any:
+        """Decorate a function so that each call is a span: plain, async, or a generator.
+
+        The span's name is the function's qualified name unless `name` is given.
+        """
+        if function is None:
+            return functools.partial(self._traced, name=name)
+        return self._traced(function, name=name)
+
+    def _traced(self, function: Any, *, name: str | None) -> Any:
+        title = name or getattr(function, "__qualname__", repr(function))
+        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+        span = self.span
+
+        if flags & _COROUTINE:
+
+            async def traced_call(*args: Any, **kwargs: Any) -> Any:
+                with span(title):
+                    return await function(*args, **kwargs)
+
+        elif flags & _ASYNC_GENERATOR:
+
+            async def traced_call(*args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
+                with span(title):
+                    async for item in function(*args, **kwargs):
+                        yield item
+
+        elif flags & _GENERATOR:
+
+            def traced_call(*args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
+                with span(title):
+                    return (yield from function(*args, **kwargs))
+
+        else:
+
+            def traced_call(*args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
+                with span(title):
+                    return function(*args, **kwargs)
+
+        return functools.wraps(function)(traced_call)
+
+    def snapshot(self, reason: str = "", *, timeout: float = SNAPSHOT_SECONDS) -> str | None:
+        """Have the collector take a snapshot of all processes; its path, or None.
+
+        None, with one warning, if this recorder is not attached or the collector cannot;
+        use `FlightRecorder.snapshot` for one that raises.
+        """
+        segment = self._segment
+        if segment is None or not self.attached:
+            return None
+        try:
+            return requests.ask(
+                segment, self._wakeup, Verb.SNAPSHOT, reason=reason, timeout=timeout
+            )
+        except (ShmrecError, ValueError) as error:
+            # ValueError: another thread detached meanwhile, and the mapping is gone.
+            self._warn(f"no snapshot: {error}")
+            return None
+
+    def detach(self) -> None:
+        """Leave the recording in order; what was recorded stays until overwritten."""
+        with self._lock:
+            segment, self._segment = self._segment, None
+            if segment is None:
+                return
+            ours = self._pid == os.getpid() and self._engine.bound
+            self._engine.unbind()
+            if ours:
+                entry = segment.geometry.entry(self._index)
+                segment.words[ENTRY.word("detached_ns", entry)] = time.monotonic_ns()
+                segment.words[ENTRY.word("state", entry)] = EntryState.DETACHED
+                wake(self._wakeup)
+            self._engine.revive = None
+            self._wakeup = None
+            segment.close()
+
+    # Joining.
+
+    def join(self, segment: Segment, label: str) -> None:
+        """Take a ring of `segment`, which this recorder then owns.
+
+        Raises `RingsTakenError`, `SpaceError`, or `NoSuchRecordingError` if it was closed.
+        """
+        with self._lock:
+            self.detach()
+            self._label = label
+            self._wakeup = open_wakeup(segment)
+            self._claim(segment)
+            self._segment = segment
+            self._engine.revive = self._rejoin
+        _at_exit(self)
+
+    def relabel(self, label: str) -> None:
+        """Change the label, or in a forked child join now under that label."""
+        with self._lock:
+            self._label = label
+            if self._segment is None:
+                return
+            if self._engine.bound:
+                _set_label(self._segment, self._index, label)
+            else:
+                self._rejoin()
+
+    def _rejoin(self) -> bool:
+        """Called by the engine when it finds itself without a ring: after a fork."""
+        with self._lock:
+            segment = self._segment
+            if self._engine.bound:
+                return True
+            if segment is None or self._pid == os.getpid():
+                # The recording was closed under us: no need to ask again.
+                self._engine.revive = None
+                return False
+            # Where C code forked behind Python's back, nothing has been forgotten yet.
+            self._engine.forget()
+            try:
+                self._claim(segment)
+            except ShmrecError as error:
+                self._give_up(f"this forked process is not recorded: {error}")
+                return False
+        _at_exit(self)
+        return True
+
+    def _give_up(self, message: str) -> None:
+        self._pid = os.getpid()
+        self._engine.revive = None
+        self._warn(message)
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"shmrec: {message}", RuntimeWarning, stacklevel=4)
+
+    def _claim(self, segment: Segment) -> None:
+        words, geometry = segment.words, segment.geometry
+        fenced = fence.register()
+        with segment.locked():
+            if segment.state == SegmentState.CLOSED:
+                raise NoSuchRecordingError(f"recording {segment.name!r} has been closed")
+            index = _free_ring(segment)
+            if index is None:
+                segment.set_word("refused_full", segment.word("refused_full") + 1)
+                raise RingsTakenError(
+                    f"all {geometry.producers} rings of recording {segment.name!r} are taken: "
+                    "start it with more (--producers)"
+                )
+            try:
+                segment.reserve(geometry.ring(index), geometry.ring_size)
+            except SpaceError:
+                segment.set_word("refused_space", segment.word("refused_space") + 1)
+                raise
+            at = geometry.entry(index)
+            words[ENTRY.word("state", at)] = EntryState.CLAIMING
+            _clear(segment, index)
+            where = ENTRY.bytes_at("identity", at)
+            segment.view[where] = os.urandom(where.stop - where.start)
+            _set_label(segment, index, self._label)
+            values = {
+                "pid": os.getpid(),
+                "start_ticks": process.start_ticks(os.getpid()),
+                "attached_ns": time.monotonic_ns(),
+                "detached_ns": 0,
+                "engine": layout.ENGINES.index(self.engine),
+                "fenced": int(fenced),
+                "incarnation": words[ENTRY.word("incarnation", at)] + 1,
+            }
+            for name, value in values.items():
+                words[ENTRY.word(name, at)] = value
+            self._index, self._pid = index, os.getpid()
+            self._engine.bind(
+                segment.view,
+                words,
+                entry=at,
+                ring=geometry.ring(index),
+                slot_size=geometry.slot_size,
+                slots=geometry.slots,
+            )
+            words[ENTRY.word("state", at)] = EntryState.LIVE
+            segment.set_word("attached", segment.word("attached") + 1)
+        wake(self._wakeup)
+
+    def after_fork(self) -> None:
+        """In the child: forget the parent's ring; the next event claims another."""
+        self._lock = RLock()
+        if self._segment is not None:
+            self._engine.forget()
+
+
+def _set_label(segment: Segment, index: int, label: str) -> None:
+    where = ENTRY.bytes_at("label", segment.geometry.entry(index))
+    raw = bounded_text(label, LABEL_BYTES).encode()[:LABEL_BYTES]
+    raw = raw.decode("utf-8", "ignore").encode()
+    segment.view[where] = raw.ljust(LABEL_BYTES, b"\0")
+
+
+def _clear(segment: Segment, index: int) -> None:
+    """Take the numbers off all batches of the ring's previous owner, and its counts."""
+    words, geometry = segment.words, segment.geometry
+    at = geometry.entry(index)
+    number = SLOT["number"]
+    for slot in range(geometry.slots):
+        offset = geometry.ring(index) + slot * geometry.slot_size + number
+        words[offset // layout.WORD] = 0
+    if words[ENTRY.word("opening", at)] >= 1 << 62:
+        words[ENTRY.word("opening", at)] = 0
+    words[ENTRY.word("writing", at)] = 0
+    words[ENTRY.word("closed_generation", at)] = 0
+    for cause in range(len(layout.LOSSES)):
+        words[ENTRY.word("losses", at) + cause] = 0
+
+
+def _free_ring(segment: Segment) -> int | None:
+    """The ring to claim: a free one, else the one whose process ended longest ago."""
+    ended: list[tuple[int, int]] = []
+    for index in range(segment.geometry.producers):
+        entry = RingReader(segment.view, segment.words, segment.geometry, index).entry()
+        if not entry.incarnation or entry.state == EntryState.FREE:
+            return index
+        if entry.state == EntryState.DETACHED:
+            ended.append((entry.detached_ns, index))
+        elif entry.state == EntryState.CLAIMING:
+            # Its claimer died under the lock that we hold now: nothing was recorded.
+            ended.append((0, index))
+        elif entry.settled == entry.incarnation and not process.alive(entry.pid, entry.start_ticks):
+            ended.append((entry.ended_ns, index))
+    return min(ended)[1] if ended else None
+
+
+def _at_exit(recorder: Recorder) -> None:
+    """Detach when the process ends in order, also in multiprocessing's forked children."""
+    reference = weakref.ref(recorder)
+
+    def leave() -> None:
+        found = reference()
+        if found is not None and found._pid == os.getpid():
+            found.detach()
+
+    atexit.register(leave)
+    util = sys.modules.get("multiprocessing.util")
+    process_module = sys.modules.get("multiprocessing.process")
+    if util is not None and getattr(process_module, "parent_process", lambda: None)() is not None:
+        # Such a child leaves by os._exit, after running only these.
+        util.Finalize(None, leave, exitpriority=0)
+
+
+def _after_fork() -> None:
+    for recorder in list(_recorders):
+        recorder.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+default: Final = Recorder()
+"""The process's default recorder: what the module-level functions record with."""
+
+
+def attach(name: str | None = None, *, label: str = "", required: bool = False) -> Recorder:
+    """Join a recording as a producer; returns the process's recorder for it.
+
+    `name` defaults to ``SHMREC_RECORDING``, which recordings export to their children. The
+    first recording that a process joins serves the module-level functions too. Attaching
+    again to the same recording returns the same recorder, under the new label if one is given.
+
+    If the process cannot join (no such recording, all rings taken, no memory, wrong owner,
+    another layout): with `required` raises that `ShmrecError`; otherwise warns once, and the
+    recorder returned records nothing.
+    """
+    path = os.environ.get(ENVIRONMENT_PATH) or None if name is None else None
+    wanted = os.environ.get(ENVIRONMENT, "") if name is None else name
+    for known in list(_recorders):
+        if known._segment is not None and known.recording == wanted:
+            if label or not known.attached:
+                known.relabel(label or known._label)
+            if known.attached:
+                return known
+    recorder = default if default._segment is None else Recorder()
+    try:
+        if not wanted:
+            raise NoSuchRecordingError(
+                f"no recording was named: pass its name, or set {ENVIRONMENT}"
+            )
+        segment = open_segment(wanted, path)
+        try:
+            recorder.join(segment, label)
+        except BaseException:
+            segment.close()
+            raise
+    except ShmrecError as error:
+        if required:
+            raise
+        warnings.warn(f"shmrec: not recording: {error}", RuntimeWarning, stacklevel=2)
+    return recorder

@@ -1,0 +1,188 @@
+"""Request slots: how any process asks the recording's collector for something.
+
+Both halves side by side. `ask` runs in producers and tools, `pending` and `answer` in the
+collector. A slot is claimed under the segment's lock, by a ticket that is never used twice;
+it is free again when its answer has been read, or its requester has gone. The semaphore only
+wakes the collector; without it a request waits for the next tick.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shmrec import process
+from shmrec.errors import CollectorError, RequestFailedError, SnapshotActiveError
+from shmrec.layout import ANSWER_BYTES, REASON_BYTES, REQUEST, REQUESTS, WORD, Status, Verb
+from shmrec.segment import Segment, wake
+
+__all__ = ["Request", "answer", "ask", "pending", "tell"]
+
+_POLL_FIRST_SECONDS: Final = 0.0005
+_POLL_LAST_SECONDS: Final = 0.02
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as the collector sees it, checked. `argument` are the verb's two words."""
+
+    slot: int
+    ticket: int
+    verb: int
+    pid: int
+    reason: str
+    argument: tuple[int, int]
+
+
+def _words(segment: Segment, slot: int) -> tuple[Any, int]:
+    return segment.words, segment.geometry.request(slot) // WORD
+
+
+def _word(name: str) -> int:
+    return REQUEST.word(name)
+
+
+def _claim(
+    segment: Segment, verb: int, reason: str, argument: tuple[int, int]
+) -> tuple[int, int] | None:
+    """A slot and ticket, published; None if all are in use."""
+    raw = reason.encode("utf-8", "replace")[:REASON_BYTES]
+    with segment.locked():
+        for slot in range(REQUESTS):
+            words, base = _words(segment, slot)
+            asked = words[base + _word("asked")]
+            answered = words[base + _word("answered")]
+            if asked != answered:
+                continue
+            released = words[base + _word("released")]
+            requester = words[base + _word("pid")], words[base + _word("start_ticks")]
+            if asked != released and process.alive(*requester):
+                continue
+            words[base + _word("verb")] = verb
+            words[base + _word("pid")] = os.getpid()
+            words[base + _word("start_ticks")] = process.start_ticks(os.getpid())
+            words[base + _word("argument")] = argument[0]
+            words[base + _word("argument2")] = argument[1]
+            words[base + _word("reason_size")] = len(raw)
+            where = REQUEST.bytes_at("reason", base * WORD)
+            segment.view[where.start : where.start + len(raw)] = raw
+            # A ticket of the clock: unique even where a scribbler reset the words.
+            ticket = max(asked + 1, time.monotonic_ns())
+            words[base + _word("released")] = asked
+            words[base + _word("asked")] = ticket
+            return slot, ticket
+    return None
+
+
+def tell(
+    segment: Segment, wakeup: Any, verb: int, *, argument: tuple[int, int] = (0, 0)
+) -> bool:
+    """Send word that needs no answer; False if every slot is in use."""
+    claimed = _claim(segment, verb, "", argument)
+    if claimed is None:
+        return False
+    slot, ticket = claimed
+    words, base = _words(segment, slot)
+    words[base + _word("released")] = ticket
+    wake(wakeup)
+    return True
+
+
+def ask(
+    segment: Segment,
+    wakeup: Any,
+    verb: int,
+    *,
+    reason: str = "",
+    timeout: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """Ask and wait for the answer, at most `timeout` seconds.
+
+    Raises `SnapshotActiveError` if every slot is in use, `RequestFailedError` with the
+    collector's words if it could not, `CollectorError` if there is no collector, it died, or
+    it does not answer in time.
+    """
+    if segment.collector() is None:
+        raise CollectorError(
+            f"recording {segment.name!r} has no collector: start it again with `shmrec-collect "
+            f"{segment.name}`, or read the memory as it is with `shmrec-dump recover "
+            f"{segment.name}`"
+        )
+    claimed = _claim(segment, verb, reason, (0, 0))
+    if claimed is None:
+        raise SnapshotActiveError(
+            f"{REQUESTS} requests to the collector of {segment.name!r} are under way: use the "
+            "result of one of those"
+        )
+    slot, ticket = claimed
+    words, base = _words(segment, slot)
+    wake(wakeup)
+    deadline = time.monotonic() + timeout
+    pause = _POLL_FIRST_SECONDS
+    looked = time.monotonic()
+    try:
+        while words[base + _word("answered")] != ticket:
+            now = time.monotonic()
+            if now > looked + 0.5:
+                looked = now
+                if segment.collector() is None and words[base + _word("answered")] != ticket:
+                    raise CollectorError(
+                        f"the collector of {segment.name!r} died before it answered: start it "
+                        "again, its recording is intact"
+                    )
+            if now > deadline:
+                raise CollectorError(
+                    f"the collector of {segment.name!r} did not answer within {timeout:g} s"
+                )
+            sleep(pause)
+            pause = min(2 * pause, _POLL_LAST_SECONDS)
+        status = words[base + _word("status")]
+        size = min(words[base + _word("answer_size")], ANSWER_BYTES)
+        where = REQUEST.bytes_at("answer", base * WORD).start
+        text = bytes(segment.view[where : where + size]).decode("utf-8", "surrogateescape")
+    finally:
+        words[base + _word("released")] = ticket
+    if status != Status.DONE:
+        raise RequestFailedError(text)
+    return text
+
+
+def pending(segment: Segment) -> list[Request]:
+    """The requests that wait for an answer, whoever made them."""
+    found = []
+    for slot in range(REQUESTS):
+        words, base = _words(segment, slot)
+        ticket = words[base + _word("asked")]
+        if ticket == words[base + _word("answered")]:
+            continue
+        size = min(words[base + _word("reason_size")], REASON_BYTES)
+        where = REQUEST.bytes_at("reason", base * WORD).start
+        found.append(
+            Request(
+                slot,
+                ticket,
+                words[base + _word("verb")],
+                words[base + _word("pid")],
+                bytes(segment.view[where : where + size]).decode("utf-8", "replace"),
+                (words[base + _word("argument")], words[base + _word("argument2")]),
+            )
+        )
+    return found
+
+
+def answer(segment: Segment, request: Request, text: str, status: int = Status.DONE) -> None:
+    """Answer one request; `text` is cut to the slot's room."""
+    raw = text.encode("utf-8", "surrogateescape")[:ANSWER_BYTES]
+    words, base = _words(segment, request.slot)
+    where = REQUEST.bytes_at("answer", base * WORD).start
+    segment.view[where : where + len(raw)] = raw
+    words[base + _word("answer_size")] = len(raw)
+    words[base + _word("status")] = status
+    words[base + _word("answered")] = request.ticket
+
+
+SNAPSHOT_VERBS: Final = (Verb.SNAPSHOT, Verb.TRANSFER)

@@ -1,0 +1,451 @@
+"""The only place that opens shared memory: create, open, check, lock, list, remove.
+
+Runs in every process. A segment is either POSIX shared memory named ``/shmrec.<recording>``
+or a file given by path. Nothing in it is believed before its owner, mode, size and geometry
+have been checked; no link is followed.
+
+The lock is a POSIX record lock (``lockf``) on the segment itself, not ``flock``: a child that
+was forked after its parent gave up root cannot open the segment again, and on the inherited
+descriptor ``flock`` would not exclude parent from child. The kernel releases either when the
+holder dies. A record lock is lost when its process closes *any* descriptor of the file, so
+closing and locking exclude each other within a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import re
+import stat as stat_module
+import time
+from _thread import RLock
+from collections.abc import Iterator
+from typing import Any, Final
+
+import posix_ipc
+
+from shmrec import layout, process
+from shmrec.errors import (
+    LayoutMismatchError,
+    NoSuchRecordingError,
+    RecordingNameError,
+    SegmentError,
+    SpaceError,
+    WrongOwnerError,
+)
+from shmrec.layout import CONTROL, Geometry, SegmentState
+
+__all__ = [
+    "Segment",
+    "check_name",
+    "create",
+    "names",
+    "open_segment",
+    "open_wakeup",
+    "remove",
+    "remove_wakeup",
+]
+
+_DIRECTORY: Final = "/dev/shm"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}\Z", re.ASCII)
+_READY_SECONDS: Final = 1.0
+
+_closing = RLock()
+
+
+def _renew_lock() -> None:
+    global _closing
+    _closing = RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+def check_name(name: str) -> str:
+    """The name itself if it may name a recording, else `RecordingNameError`."""
+    if not _NAME.match(name):
+        raise RecordingNameError(
+            f"{name[:80]!r} cannot name a recording: use 1 to 48 letters, digits, '.', '_' or "
+            "'-', the first a letter or digit"
+        )
+    return name
+
+
+class Segment:
+    """An open segment: its bytes, its words, its geometry.
+
+    `view` is the whole mapping as bytes, `words` the same as 8-byte native words. A forked
+    child inherits both. `writable` is False for readers that only look.
+    """
+
+    def __init__(self, name: str, path: str | None, fd: int, writable: bool) -> None:
+        size = os.fstat(fd).st_size
+        access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self.name: Final = name
+        self.path: Final = path
+        self.fd: int = fd
+        self.writable: Final = writable
+        self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, access)
+        self.view = memoryview(self._map)
+        self.words: memoryview[int] = self.view[: size - size % layout.WORD].cast("Q")
+        self.geometry = Geometry()
+
+    def word(self, name: str) -> int:
+        """The control block's word of that name."""
+        return self.words[CONTROL.word(name)]
+
+    def set_word(self, name: str, value: int) -> None:
+        """Store one of the control block's words; only its writing side may."""
+        self.words[CONTROL.word(name)] = value
+
+    def field(self, name: str) -> bytes:
+        """The bytes of one of the control block's fields."""
+        return bytes(self.view[CONTROL.bytes_at(name)])
+
+    @property
+    def recorded_name(self) -> str:
+        """The recording's name as the segment itself says it."""
+        return _text(self.field("name"))
+
+    @property
+    def state(self) -> int:
+        """A `SegmentState`."""
+        return self.word("state")
+
+    def collector(self) -> int | None:
+        """The pid of the live collector, or None."""
+        if not self.same_boot():
+            return None
+        pid = self.word("collector_pid")
+        return pid if process.alive(pid, self.word("collector_start")) else None
+
+    def take_over(self) -> None:
+        """Make this process the recording's collector; under the lock."""
+        self.set_word("collector_start", process.start_ticks(os.getpid()))
+        self.set_word("collector_pid", os.getpid())
+        self.set_word("heartbeat_ns", time.monotonic_ns())
+        self.set_word("state", SegmentState.OPEN)
+
+    def same_boot(self) -> bool:
+        """Whether pids in the segment mean anything here: same boot, same pid namespace."""
+        return (
+            self.field("boot_id") == process.boot_id()
+            and self.word("pid_namespace") == process.pid_namespace()
+        )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the segment's lock: for attaching, request slots, and taking over."""
+        with _closing:
+            fcntl.lockf(self.fd, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self.fd, fcntl.LOCK_UN)
+
+    def reserve(self, offset: int, size: int) -> None:
+        """Give the range real pages now; raises `SpaceError` instead of a later SIGBUS."""
+        try:
+            os.posix_fallocate(self.fd, offset, size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EFBIG, errno.ENOMEM):
+                raise SpaceError(
+                    f"no room for {size} bytes of recording {self.name!r} in "
+                    f"{self.path or _DIRECTORY}: enlarge it (a container's default is 64 MB), or "
+                    "record with smaller or fewer rings"
+                ) from error
+            raise SegmentError(
+                f"cannot reserve memory for recording {self.name!r}: {error}"
+            ) from error
+
+    def linked(self) -> bool:
+        """Whether the name still leads to this very segment."""
+        try:
+            there = os.stat(self.path or _shm_path(self.name), follow_symlinks=False)
+        except OSError:
+            return False
+        here = os.fstat(self.fd)
+        return (there.st_ino, there.st_dev) == (here.st_ino, here.st_dev)
+
+    def close(self) -> None:
+        """Unmap and close; twice is harmless. Views handed out must be released before."""
+        with _closing:
+            if self.fd < 0:
+                return
+            self.words.release()
+            self.view.release()
+            self._map.close()
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Segment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _text(raw: bytes) -> str:
+    return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def _shm_name(name: str) -> str:
+    return f"/{layout.NAME_PREFIX}{check_name(name)}"
+
+
+def _shm_path(name: str) -> str:
+    return f"{_DIRECTORY}{_shm_name(name)}"
+
+
+def _open_fd(name: str, path: str | None, writable: bool, create: bool) -> int:
+    """A descriptor, close-on-exec, of an object that was checked to be ours alone."""
+    try:
+        if path is not None:
+            flags = os.O_RDWR if writable else os.O_RDONLY
+            flags |= os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
+            fd = os.open(path, flags, 0o600)
+        else:
+            # posix_ipc opens for writing unless told to open read-only.
+            flags = posix_ipc.O_CREX if create else 0
+            memory = posix_ipc.SharedMemory(
+                _shm_name(name), flags, mode=0o600, read_only=not writable
+            )
+            fd = memory.fd
+    except (posix_ipc.ExistentialError, FileNotFoundError, FileExistsError) as error:
+        if create:
+            raise FileExistsError(name) from error
+        raise NoSuchRecordingError(
+            f"no recording {name!r}: start one with `shmrec-collect {name}`, or see "
+            "`shmrec-dump list`"
+        ) from error
+    except (posix_ipc.PermissionsError, PermissionError) as error:
+        raise WrongOwnerError(
+            f"recording {name!r} may not be opened by user {os.geteuid()}: run as its owner"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise WrongOwnerError(f"{path} is a symbolic link: name the file itself") from error
+        if error.errno == errno.ENOSPC:
+            raise SpaceError(f"no room for recording {name!r} in {path or _DIRECTORY}") from error
+        raise SegmentError(f"cannot open recording {name!r}: {error}") from error
+    try:
+        _check_owner(name, fd, reading=not writable)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_owner(name: str, fd: int, reading: bool) -> None:
+    found = os.fstat(fd)
+    if not stat_module.S_ISREG(found.st_mode):
+        raise SegmentError(f"recording {name!r} is not a regular file")
+    if found.st_uid != os.geteuid() and not (reading and os.geteuid() == 0):
+        raise WrongOwnerError(
+            f"recording {name!r} belongs to user {found.st_uid}, not {os.geteuid()}: refused"
+        )
+    if found.st_mode & 0o077:
+        raise WrongOwnerError(
+            f"recording {name!r} has mode {found.st_mode & 0o777:o}, others may open it: refused; "
+            "remove it or chmod it to 600"
+        )
+
+
+def create(
+    name: str,
+    geometry: Geometry,
+    *,
+    path: str | None = None,
+    keep_size: int,
+    keep_period_ns: int,
+    collected: bool = False,
+) -> Segment:
+    """A new segment, sparse but for its tables; `FileExistsError` if the name is taken.
+
+    With `collected` this process is its collector from the first moment on, so that no other
+    collector can mistake it for an abandoned one. Raises `SpaceError` if even the tables do not fit.
+    """
+    check_name(name)
+    fd = _open_fd(name, path, writable=True, create=True)
+    try:
+        # umask may have taken bits away; a reader insists on exactly the owner's.
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, geometry.segment_size)
+        segment = Segment(name, path, fd, writable=True)
+    except OSError as error:
+        os.close(fd)
+        remove(name, path)
+        raise SpaceError(f"no room for recording {name!r}: {error}") from error
+    try:
+        with segment.locked():
+            segment.reserve(0, geometry.rings_offset)
+            segment.geometry = geometry
+            _fill(segment, geometry, keep_size, keep_period_ns)
+            if collected:
+                segment.take_over()
+            segment.set_word("magic", layout.SEGMENT_MAGIC)
+    except BaseException:
+        segment.close()
+        remove(name, path)
+        raise
+    return segment
+
+
+def _fill(segment: Segment, geometry: Geometry, keep_size: int, keep_period_ns: int) -> None:
+    values: dict[str, int] = {
+        "layout_version": layout.LAYOUT_VERSION,
+        "layout_id": layout.LAYOUT_ID,
+        "byte_order": layout.BYTE_ORDER,
+        "segment_size": geometry.segment_size,
+        "producers": geometry.producers,
+        "slot_size": geometry.slot_size,
+        "slots": geometry.slots,
+        "requests_offset": geometry.requests_offset,
+        "table_offset": geometry.table_offset,
+        "rings_offset": geometry.rings_offset,
+        "stacks_offset": geometry.stacks_offset,
+        "stack_size": geometry.stack_size,
+        "uid": os.geteuid(),
+        "pid_namespace": process.pid_namespace(),
+        "created_mono_ns": time.monotonic_ns(),
+        "created_wall_ns": time.time_ns(),
+        "keep_size": keep_size,
+        "keep_period_ns": keep_period_ns,
+        "generation": 1,
+    }
+    for field, value in values.items():
+        segment.set_word(field, value)
+    texts = {
+        "boot_id": process.boot_id(),
+        "run_id": os.urandom(16),
+        "name": segment.name.encode(),
+    }
+    for field, raw in texts.items():
+        where = CONTROL.bytes_at(field)
+        segment.view[where] = raw.ljust(where.stop - where.start, b"\0")
+
+
+def open_segment(name: str, path: str | None = None, *, writable: bool = True) -> Segment:
+    """An existing segment, its header checked against its size and this version's layout.
+
+    Raises `NoSuchRecordingError`, `WrongOwnerError`, `LayoutMismatchError`.
+    """
+    if path is None:
+        check_name(name)
+    deadline = time.monotonic() + _READY_SECONDS
+    while True:
+        fd = _open_fd(name, path, writable, create=False)
+        try:
+            whole = os.fstat(fd).st_size >= CONTROL.size
+            segment = Segment(name, path, fd, writable) if whole else None
+        except (OSError, ValueError):
+            # The creator may be between its open and its ftruncate, or have died there.
+            segment = None
+        if segment is not None and segment.word("magic"):
+            break
+        if segment is not None:
+            segment.close()
+        else:
+            os.close(fd)
+        if time.monotonic() > deadline:
+            raise LayoutMismatchError(
+                f"recording {name!r} was never finished being created: remove it with "
+                "`shmrec-dump clean`"
+            )
+        time.sleep(0.01)
+    try:
+        segment.geometry = _checked_geometry(segment)
+    except BaseException:
+        segment.close()
+        raise
+    return segment
+
+
+def _checked_geometry(segment: Segment) -> Geometry:
+    name = segment.name
+    if segment.word("magic") != layout.SEGMENT_MAGIC:
+        raise LayoutMismatchError(f"recording {name!r} is not a shmrec segment, or is damaged")
+    if segment.word("byte_order") != layout.BYTE_ORDER:
+        raise LayoutMismatchError(f"recording {name!r} was made on a machine of other byte order")
+    version = segment.word("layout_version")
+    if version != layout.LAYOUT_VERSION or segment.word("layout_id") != layout.LAYOUT_ID:
+        raise LayoutMismatchError(
+            f"recording {name!r} has layout version {version} of another shmrec, this one reads "
+            f"{layout.LAYOUT_VERSION}: use the same version for all of its processes"
+        )
+    geometry = Geometry(
+        segment.word("producers"),
+        segment.word("slots"),
+        segment.word("slot_size"),
+        segment.word("stack_size"),
+    )
+    believable = (
+        1 <= geometry.producers <= layout.MAXIMUM_PRODUCERS
+        and layout.MINIMUM_SLOTS <= geometry.slots <= layout.MAXIMUM_RING_SIZE // layout.SLOT_SIZE
+        and geometry.slot_size == layout.SLOT_SIZE
+        and geometry.stack_size == layout.STACK_SIZE
+        and geometry.segment_size == segment.word("segment_size") == len(segment.view)
+        and geometry.requests_offset == segment.word("requests_offset")
+        and geometry.table_offset == segment.word("table_offset")
+        and geometry.rings_offset == segment.word("rings_offset")
+        and geometry.stacks_offset == segment.word("stacks_offset")
+    )
+    if not believable:
+        raise LayoutMismatchError(f"recording {name!r} is damaged: its geometry contradicts itself")
+    return geometry
+
+
+def remove(name: str, path: str | None = None) -> None:
+    """Take the name away; processes that have the segment open keep it. Never raises."""
+    try:
+        if path is not None:
+            os.unlink(path)
+        else:
+            posix_ipc.unlink_shared_memory(_shm_name(name))
+    except (posix_ipc.Error, OSError):
+        pass
+
+
+def names() -> list[str]:
+    """The recordings in shared memory that this user may open, sorted."""
+    try:
+        found = os.listdir(_DIRECTORY)
+    except OSError:
+        return []
+    prefix = layout.NAME_PREFIX
+    inside = [entry[len(prefix) :] for entry in found if entry.startswith(prefix)]
+    return sorted(name for name in inside if _NAME.match(name))
+
+
+def open_wakeup(segment: Segment, *, create: bool = False) -> Any:
+    """The semaphore that wakes the recording's collector, or None if there is none.
+
+    It only ever saves the collector's tick some waiting: a POSIX semaphore stays locked when
+    its holder is killed, so nothing is guarded by it.
+    """
+    try:
+        if create:
+            return posix_ipc.Semaphore(_wakeup_name(segment), posix_ipc.O_CREAT, mode=0o600)
+        return posix_ipc.Semaphore(_wakeup_name(segment))
+    except (posix_ipc.Error, OSError, ValueError):
+        return None
+
+
+def remove_wakeup(segment: Segment) -> None:
+    """Take the semaphore's name away. Never raises."""
+    with contextlib.suppress(posix_ipc.Error, OSError):
+        posix_ipc.unlink_semaphore(_wakeup_name(segment))
+
+
+def _wakeup_name(segment: Segment) -> str:
+    return f"/{layout.NAME_PREFIX}{segment.field('run_id').hex()[:16]}"
+
+
+def wake(wakeup: Any) -> None:
+    """Wake the collector, if it can be woken; never raises, never blocks."""
+    if wakeup is not None:
+        with contextlib.suppress(posix_ipc.Error, OSError):
+            wakeup.release()

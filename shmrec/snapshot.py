@@ -1,0 +1,453 @@
+"""The snapshot file, both sides: `FileWriter` in the collector, `read` wherever it is read.
+
+A file is a magic and then frames, declared in `layout`; a frame's value is one of::
+
+    [HEADER, {recording, reason, trigger, taken_mono_ns, taken_wall_ns, generation, ...}]
+    [PRODUCER, {index, pid, label, state, evidence, cause, losses, ...}]
+    [BATCH, producer index, number, generation, start_ns, first, count, flags, payload]
+    [TRAILER, {producers, batches, events}]
+
+A producer's frame comes before its batches, the trailer last. Readers skip kinds and keys
+that they do not know, so that later versions may add some. Whatever is in a file is hostile
+until checked: lengths before allocation, types before use. A damaged frame is named and
+skipped, and the frames around it are read.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+import msgpack
+
+from shmrec import layout
+from shmrec._version import __version__
+from shmrec.batch import decode
+from shmrec.errors import DamagedFileError, NoSuchSnapshotError
+from shmrec.events import Event, OpenSpan
+from shmrec.layout import Frame, SlotFlag
+from shmrec.ring import Batch
+
+__all__ = ["Cause", "FileWriter", "Header", "Producer", "Snapshot", "read"]
+
+_HEADER: Final = struct.Struct(layout.FRAME_HEADER)
+_LENGTH: Final = struct.Struct("<I")
+_MARKER: Final = _LENGTH.pack(layout.FRAME_MARKER)
+_SEARCH_BYTES: Final = 1 << 16
+_NOTES_LIMIT: Final = 100
+_VALUE_ERRORS: Final = (ValueError, TypeError, KeyError, msgpack.UnpackException)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a producer ended, as far as is known, and how it is known.
+
+    `text` is never a guess: "unknown" where there is no evidence. `signal` or `exit_code` is
+    set when the wait status was learnt.
+    """
+
+    text: str
+    source: str
+    signal: int | None = None
+    exit_code: int | None = None
+
+
+@dataclass
+class Header:
+    """What is true of the whole snapshot. Times in nanoseconds; `*_wall_ns` since the epoch."""
+
+    recording: str = ""
+    reason: str = ""
+    trigger: str = ""
+    version: str = __version__
+    run_id: str = ""
+    host: str = ""
+    taken_mono_ns: int = 0
+    taken_wall_ns: int = 0
+    started_wall_ns: int = 0
+    generation: int = 0
+    """The newest complete generation."""
+    generations: list[int] = field(default_factory=list)
+    """The generations kept, oldest first."""
+    flushes: int = 0
+    fenced: bool = False
+    """Whether membarrier(2) proved what the flushes saw."""
+    keep_size: int = 0
+    keep_period_ns: int = 0
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    """Who asked: pid and reason of each request that this snapshot answers."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be read while it was taken."""
+
+
+@dataclass
+class Producer:
+    """One producer in a snapshot.
+
+    `state` is running, stalled, detached or dead; `evidence` how the flush knew it was past
+    the old generation: closed, idle, ended, stalled, or cold where nothing was flushed.
+    `losses` counts by cause, ``overwritten`` among them; `trimmed` are events still in the
+    ring that the limits of the snapshot left out.
+    """
+
+    index: int = 0
+    incarnation: int = 0
+    pid: int = 0
+    start_ticks: int = 0
+    identity: str = ""
+    label: str = ""
+    engine: str = ""
+    state: str = ""
+    evidence: str = ""
+    fenced: bool = False
+    attached_ns: int = 0
+    detached_ns: int = 0
+    ended_ns: int = 0
+    recorded: int = 0
+    trimmed: int = 0
+    losses: dict[str, int] = field(default_factory=dict)
+    damage: list[str] = field(default_factory=list)
+    cause: Cause | None = None
+    # What follows is worked out by the reader.
+    events: int = 0
+    oldest_ns: int = 0
+    newest_ns: int = 0
+    open_spans: list[OpenSpan] = field(default_factory=list)
+
+
+_HEADER_KEYS: Final = tuple(Header.__dataclass_fields__)
+_PRODUCER_KEYS: Final = tuple(
+    name
+    for name in Producer.__dataclass_fields__
+    if name not in ("cause", "events", "oldest_ns", "newest_ns", "open_spans")
+)
+
+
+class FileWriter:
+    """Writes frames to a binary file; knows nothing of names and directories."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._pack = msgpack.Packer(use_bin_type=True).pack
+        self.bytes = file.write(layout.FILE_MAGIC)
+        self.producers = 0
+        self.batches = 0
+        self.events = 0
+
+    def _frame(self, value: list[Any]) -> None:
+        packed = self._pack(value)
+        length = _LENGTH.pack(len(packed))
+        crc = zlib.crc32(packed, zlib.crc32(length))
+        self._file.write(_HEADER.pack(layout.FRAME_MARKER, len(packed), crc, 0))
+        self._file.write(packed)
+        self.bytes += _HEADER.size + len(packed)
+
+    def header(self, header: Header) -> None:
+        """The first frame."""
+        self._frame([Frame.HEADER, {key: getattr(header, key) for key in _HEADER_KEYS}])
+
+    def producer(self, producer: Producer) -> None:
+        """A producer; its batches come after it."""
+        value: dict[str, Any] = {key: getattr(producer, key) for key in _PRODUCER_KEYS}
+        if producer.cause is not None:
+            value["cause"] = vars(producer.cause)
+        self._frame([Frame.PRODUCER, value])
+        self.producers += 1
+
+    def batch(self, producer: int, batch: Batch) -> None:
+        """One batch of the producer with that index."""
+        head = batch.head
+        self._frame(
+            [
+                Frame.BATCH,
+                producer,
+                head.number,
+                head.generation,
+                head.start_ns,
+                head.first,
+                head.count,
+                head.flags,
+                batch.payload,
+            ]
+        )
+        self.batches += 1
+        self.events += head.count
+
+    def trailer(self) -> None:
+        """The last frame: a file without it is incomplete."""
+        counts = {"producers": self.producers, "batches": self.batches, "events": self.events}
+        self._frame([Frame.TRAILER, counts])
+
+
+@dataclass(slots=True)
+class _Where:
+    """A batch in the file: where its frame's value is, and its header."""
+
+    offset: int
+    length: int
+    number: int
+    generation: int
+    start_ns: int
+    first: int
+    count: int
+    flags: int
+
+
+class Snapshot:
+    """A snapshot file, opened: small in memory, its events decoded as they are asked for.
+
+    `damage` says in words what is missing or could not be read; empty for an intact file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path: Final = path
+        self.header = Header()
+        self.producers: list[Producer] = []
+        self.damage: list[str] = []
+        self.size = 0
+        self._batches: dict[int, list[_Where]] = {}
+        self._counts: dict[str, Any] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the file is whole and no producer stalled or had unreadable batches."""
+        return not self.damage and not any(
+            producer.evidence == "stalled" or producer.damage for producer in self.producers
+        )
+
+    @property
+    def batches(self) -> int:
+        """How many batches the file holds."""
+        return sum(len(found) for found in self._batches.values())
+
+    def reference_ns(self, producer: Producer) -> int:
+        """The moment to which the ages of the producer's open spans are measured."""
+        return producer.ended_ns or producer.detached_ns or self.header.taken_mono_ns
+
+    def wall_ns(self, time_ns: int) -> int:
+        """CLOCK_MONOTONIC nanoseconds of the recording host as nanoseconds since the epoch."""
+        return self.header.taken_wall_ns + time_ns - self.header.taken_mono_ns
+
+    def __iter__(self) -> Iterator[Event]:
+        return self.events()
+
+    def events(self, *, producers: set[int] | None = None) -> Iterator[Event]:
+        """The events of all producers, or of those with these indexes, in time order."""
+        with open(self.path, "rb") as file:
+            streams = [
+                self._events_of(file, producer)
+                for producer in self.producers
+                if producers is None or producer.index in producers
+            ]
+            yield from heapq.merge(*streams, key=_time)
+
+    def _events_of(self, file: IO[bytes], producer: Producer) -> Iterator[Event]:
+        pid, label, index = producer.pid, producer.label, producer.index
+        for where in self._batches.get(index, ()):
+            for event in decode(
+                self._payload(file, where),
+                start_ns=where.start_ns,
+                generation=where.generation,
+                flags=where.flags,
+            ):
+                event.pid, event.label, event.producer = pid, label, index
+                yield event
+
+    def _payload(self, file: IO[bytes], where: _Where) -> bytes:
+        value = msgpack.unpackb(os.pread(file.fileno(), where.length, where.offset))
+        payload: bytes = value[-1]
+        return payload
+
+    def _note(self, text: str) -> None:
+        if len(self.damage) < _NOTES_LIMIT:
+            self.damage.append(text)
+
+    # Opening.
+
+    def _load(self) -> None:
+        with open(self.path, "rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            if file.read(len(layout.FILE_MAGIC)) != layout.FILE_MAGIC:
+                raise DamagedFileError(f"{self.path} is not a shmrec snapshot")
+            seen = 0
+            for offset, packed in _frames(file, self.size, self._note):
+                try:
+                    self._take(offset, packed)
+                    seen += 1
+                except _VALUE_ERRORS as error:
+                    self._note(f"frame at byte {offset}: unusable: {error}")
+            if not seen:
+                raise DamagedFileError(f"{self.path}: no frame of this snapshot can be read")
+            self._check_counts()
+            for producer in self.producers:
+                self._work_out(file, producer)
+
+    def _take(self, offset: int, packed: bytes) -> None:
+        value = msgpack.unpackb(packed, strict_map_key=False, unicode_errors="replace")
+        kind = value[0] if type(value) is list and value else None
+        if kind == Frame.BATCH:
+            index, number, generation, start_ns, first, count, flags = value[1:8]
+            if not all(type(v) is int for v in value[1:8]) or type(value[8]) is not bytes:
+                raise ValueError("a batch's fields have wrong types")
+            where = _Where(offset, len(packed), number, generation, start_ns, first, count, flags)
+            self._batches.setdefault(index, []).append(where)
+        elif kind == Frame.PRODUCER:
+            self.producers.append(_producer(value[1]))
+        elif kind == Frame.HEADER:
+            _fill(self.header, value[1], _HEADER_KEYS)
+        elif kind == Frame.TRAILER:
+            self._counts = dict(value[1])
+
+    def _check_counts(self) -> None:
+        if not self.header.recording:
+            self._note("the header is missing")
+        if self._counts is None:
+            self._note("the file ends early: its trailer is missing")
+        else:
+            found = {"producers": len(self.producers), "batches": self.batches}
+            for what, number in found.items():
+                if self._counts.get(what) != number:
+                    self._note(f"{number} of {self._counts.get(what)} {what} could be read")
+        known = {producer.index for producer in self.producers}
+        for index in sorted(self._batches.keys() - known):
+            self._note(f"producer {index} is missing, its batches are not")
+            self.producers.append(Producer(index=index, label="?", state="unknown"))
+        for batches in self._batches.values():
+            batches.sort(key=lambda where: where.number)
+
+    def _work_out(self, file: IO[bytes], producer: Producer) -> None:
+        """Counts, ends, and the spans open at the end, from as few batches as tell them."""
+        batches = self._batches.get(producer.index, [])
+        if not batches:
+            return
+        producer.events = sum(where.count for where in batches)
+        producer.oldest_ns = batches[0].start_ns
+        start = len(batches) - 1
+        while start and batches[start].flags & SlotFlag.PARTIAL_PREAMBLE:
+            start -= 1
+        spans: dict[int, OpenSpan] = {}
+        for where in batches[start:]:
+            decoded = decode(
+                self._payload(file, where),
+                start_ns=where.start_ns,
+                generation=where.generation,
+                flags=where.flags,
+                open_spans=spans,
+            )
+            producer.newest_ns = where.start_ns
+            for event in decoded:
+                producer.newest_ns = event.time_ns
+            if decoded.damage:
+                producer.damage.append(f"batch {where.number}: {decoded.damage}")
+        producer.open_spans = sorted(spans.values(), key=lambda span: (span.start_ns, span.span))
+
+    def verify(self) -> list[str]:
+        """Decode every event; say what is damaged, `damage` included."""
+        found = list(self.damage)
+        with open(self.path, "rb") as file:
+            for producer in self.producers:
+                for where in self._batches.get(producer.index, ()):
+                    decoded = decode(
+                        self._payload(file, where),
+                        start_ns=where.start_ns,
+                        generation=where.generation,
+                        flags=where.flags,
+                    )
+                    count = sum(1 for _ in decoded)
+                    place = f"pid {producer.pid}, batch {where.number}"
+                    if decoded.damage:
+                        found.append(f"{place}: {decoded.damage}")
+                    elif count != where.count:
+                        found.append(f"{place}: {count} of {where.count} events")
+        return found[:_NOTES_LIMIT]
+
+
+def _time(event: Event) -> int:
+    return event.time_ns
+
+
+def _frames(file: IO[bytes], size: int, note: Any) -> Iterator[tuple[int, bytes]]:
+    """The values of all intact frames with their offsets; damage is told to `note`."""
+    at = len(layout.FILE_MAGIC)
+    while at < size:
+        file.seek(at)
+        raw = file.read(_HEADER.size)
+        if len(raw) < _HEADER.size:
+            note(f"the file ends inside a frame's header, at byte {at}")
+            return
+        marker, length, crc, zero = _HEADER.unpack(raw)
+        wrong = ""
+        if marker != layout.FRAME_MARKER or zero:
+            wrong = "no frame begins here"
+        elif length > layout.MAXIMUM_FRAME or at + _HEADER.size + length > size:
+            wrong = f"its length of {length} bytes goes beyond the file"
+        else:
+            packed = file.read(length)
+            if zlib.crc32(packed, zlib.crc32(_LENGTH.pack(length))) == crc:
+                yield at + _HEADER.size, packed
+                at += _HEADER.size + length
+                continue
+            wrong = "its checksum is wrong"
+        note(f"frame at byte {at}: {wrong}")
+        at = _next_marker(file, at + 1, size)
+
+
+def _next_marker(file: IO[bytes], at: int, size: int) -> int:
+    """Where the next frame may begin, `size` if nowhere."""
+    while at < size:
+        file.seek(at)
+        chunk = file.read(_SEARCH_BYTES + len(_MARKER))
+        found = chunk.find(_MARKER)
+        if found >= 0:
+            return at + found
+        at += _SEARCH_BYTES
+    return size
+
+
+def _fill(target: Any, value: Any, keys: tuple[str, ...]) -> None:
+    """Take over the known keys whose values have the type of the default."""
+    for key in keys:
+        if key in value:
+            if type(value[key]) is not type(getattr(target, key)):
+                raise ValueError(f"{key} is {type(value[key]).__name__}")
+            setattr(target, key, value[key])
+
+
+def _producer(value: Any) -> Producer:
+    producer = Producer()
+    _fill(producer, value, _PRODUCER_KEYS)
+    producer.losses = {
+        str(cause): count for cause, count in producer.losses.items() if type(count) is int
+    }
+    producer.damage = [str(note) for note in producer.damage]
+    cause = value.get("cause")
+    if isinstance(cause, dict):
+        signal, code = cause.get("signal"), cause.get("exit_code")
+        producer.cause = Cause(
+            str(cause.get("text", "unknown")),
+            str(cause.get("source", "")),
+            signal if isinstance(signal, int) else None,
+            code if isinstance(code, int) else None,
+        )
+    return producer
+
+
+def read(path: str | os.PathLike[str]) -> Snapshot:
+    """Open a snapshot file.
+
+    Reads any valid prefix: what is missing is said in ``Snapshot.damage``. Raises
+    `NoSuchSnapshotError` if it cannot be opened, `DamagedFileError` if it is no snapshot or
+    nothing in it can be read.
+    """
+    snapshot = Snapshot(Path(path))
+    try:
+        snapshot._load()
+    except OSError as error:
+        raise NoSuchSnapshotError(f"cannot read {path}: {error.strerror}") from error
+    return snapshot

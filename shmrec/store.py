@@ -1,0 +1,285 @@
+"""The directory of snapshots: where it is, what files are called, which ones may stay.
+
+Runs in the collector and in tools. A file appears under its final name whole or not at all:
+it is written unnamed (or under a hidden name where the file system has no ``O_TMPFILE``),
+synced, and linked without ever replacing a file; then the directory is synced.
+"""
+
+from __future__ import annotations
+
+import calendar
+import contextlib
+import errno
+import os
+import re
+import stat as stat_module
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from shmrec.errors import NoSuchSnapshotError, SnapshotWriteError, WrongOwnerError
+
+__all__ = ["Stored", "Unfinished", "default_directory", "enforce_quota", "listing", "newest"]
+
+SUFFIX: Final = ".shmrec"
+RAW_SUFFIX: Final = ".segment"
+HIDDEN_PREFIX: Final = ".shmrec-"
+DEATH: Final = "death"
+"""What the reason of a death snapshot's file name starts with."""
+DEFAULT_COUNT: Final = 100
+DEFAULT_BYTES: Final = 1 << 30
+_REASON_LIMIT: Final = 48
+_NAME: Final = re.compile(
+    r"(?P<recording>.+)-(?P<time>\d{8}T\d{6}Z)-(?P<reason>[a-z0-9-]*)-(?P<n>\d+)\.shmrec\Z"
+)
+_ABANDONED_SECONDS: Final = 600.0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A snapshot file by its name: `taken` in seconds since the epoch, `reason` a slug."""
+
+    path: Path
+    recording: str
+    taken: float
+    reason: str
+    size: int
+    modified_ns: int
+
+    @property
+    def death(self) -> bool:
+        """Whether it was taken because a producer died."""
+        return self.reason == DEATH or self.reason.startswith(f"{DEATH}-")
+
+
+def default_directory() -> Path:
+    """``$SHMREC_DIR``, else ``$XDG_STATE_HOME/shmrec``, else ``~/.local/state/shmrec``."""
+    given = os.environ.get("SHMREC_DIR")
+    if given:
+        return Path(given)
+    state = os.environ.get("XDG_STATE_HOME")
+    base = Path(state) if state and os.path.isabs(state) else Path.home() / ".local" / "state"
+    return base / "shmrec"
+
+
+def prepare(directory: Path) -> None:
+    """Make the directory, 0700, or check that it is ours; `WrongOwnerError` if it is not."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = os.stat(directory, follow_symlinks=False)
+    except OSError as error:
+        raise SnapshotWriteError(
+            f"cannot make the snapshot directory {directory}: {error.strerror}"
+        ) from error
+    if stat_module.S_ISLNK(found.st_mode):
+        raise WrongOwnerError(f"{directory} is a symbolic link: name the directory itself")
+    if found.st_uid != os.geteuid():
+        raise WrongOwnerError(
+            f"snapshot directory {directory} belongs to user {found.st_uid}, not {os.geteuid()}: "
+            "choose another with --dir or SHMREC_DIR"
+        )
+
+
+def slug(reason: str) -> str:
+    """The reason as a part of a file name: lower case letters, digits and hyphens."""
+    words = re.sub(r"[^a-z0-9]+", "-", reason.lower()).strip("-")
+    return words[:_REASON_LIMIT].strip("-") or "snapshot"
+
+
+class Unfinished:
+    """A snapshot being written; `publish` gives it its name, leaving without doing so none.
+
+    `file` is open for writing. Use as a context manager; raises `SnapshotWriteError`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._hidden: Path | None = None
+        try:
+            self._folder = os.open(
+                directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            )
+        except OSError as error:
+            raise SnapshotWriteError(
+                f"cannot open the snapshot directory {directory}: {error.strerror}"
+            ) from error
+        try:
+            fd = self._create()
+        except OSError as error:
+            os.close(self._folder)
+            raise SnapshotWriteError(
+                f"cannot write in the snapshot directory {directory}: {error.strerror}"
+            ) from error
+        self.file: IO[bytes] = open(fd, "wb", buffering=1 << 18)
+
+    def _create(self) -> int:
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        try:
+            return os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self._folder)
+        except (OSError, AttributeError) as error:
+            refused = getattr(error, "errno", errno.EOPNOTSUPP)
+            if refused not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+                raise
+        name = f"{HIDDEN_PREFIX}{os.getpid()}-{time.monotonic_ns()}.partial"
+        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        fd = os.open(name, flags, 0o600, dir_fd=self._folder)
+        self._hidden = self._directory / name
+        return fd
+
+    def publish(self, names: Iterator[str]) -> Path:
+        """Sync, and link under the first of `names` that is free."""
+        try:
+            self.file.flush()
+            fd = self.file.fileno()
+            os.fchmod(fd, 0o600)
+            os.fsync(fd)
+            for name in names:
+                try:
+                    self._link(fd, name)
+                    break
+                except FileExistsError:
+                    continue
+            os.fsync(self._folder)
+        except OSError as error:
+            raise SnapshotWriteError(
+                f"cannot write a snapshot in {self._directory}: {error.strerror}; the older ones "
+                "are untouched"
+            ) from error
+        return self._directory / name
+
+    def _link(self, fd: int, name: str) -> None:
+        if self._hidden is None:
+            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self._folder, follow_symlinks=True)
+        else:
+            os.link(
+                self._hidden.name,
+                name,
+                src_dir_fd=self._folder,
+                dst_dir_fd=self._folder,
+                follow_symlinks=False,
+            )
+
+    def __enter__(self) -> Unfinished:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Closing flushes what a full disk refused already; the failure has been told.
+        with contextlib.suppress(OSError):
+            self.file.close()
+        if self._hidden is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._hidden.name, dir_fd=self._folder)
+        os.close(self._folder)
+
+
+def file_names(recording: str, reason: str, wall_ns: int) -> Iterator[str]:
+    """``<recording>-<UTC time>-<reason>-<n>.shmrec`` for n = 1, 2, ..."""
+    when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(wall_ns // 1_000_000_000))
+    n = 0
+    while True:
+        n += 1
+        yield f"{recording}-{when}-{slug(reason)}-{n}{SUFFIX}"
+
+
+def hidden_names() -> Iterator[str]:
+    """Names for files that are handed over and removed at once."""
+    while True:
+        yield f"{HIDDEN_PREFIX}{os.urandom(8).hex()}.transfer"
+
+
+def raw_names(recording: str, wall_ns: int) -> Iterator[str]:
+    """Names for a segment kept as it was because it could not be read."""
+    for name in file_names(recording, "unreadable", wall_ns):
+        yield name.removesuffix(SUFFIX) + RAW_SUFFIX
+
+
+def listing(directory: Path) -> list[Stored]:
+    """The snapshots in the directory, newest first; empty if there is none."""
+    found = []
+    try:
+        entries = list(os.scandir(directory))
+    except OSError:
+        return []
+    for entry in entries:
+        matched = _NAME.match(entry.name)
+        if matched is None or not entry.is_file(follow_symlinks=False):
+            continue
+        try:
+            seen = entry.stat(follow_symlinks=False)
+            taken = time.strptime(matched["time"], "%Y%m%dT%H%M%SZ")
+        except (OSError, ValueError):
+            continue
+        found.append(
+            Stored(
+                Path(entry.path),
+                matched["recording"],
+                float(calendar.timegm(taken)),
+                matched["reason"],
+                seen.st_size,
+                seen.st_mtime_ns,
+            )
+        )
+    found.sort(key=lambda stored: (stored.modified_ns, stored.path.name), reverse=True)
+    return found
+
+
+def newest(directory: Path) -> Path:
+    """The newest snapshot; `NoSuchSnapshotError` if there is none."""
+    found = listing(directory)
+    if not found:
+        raise NoSuchSnapshotError(
+            f"no snapshot in {directory}: take one with `shmrec-dump snapshot NAME`, or name a "
+            "file or another directory (SHMREC_DIR)"
+        )
+    return found[0].path
+
+
+def enforce_quota(
+    directory: Path,
+    *,
+    count: int,
+    size: int,
+    remove: Callable[[Path], None] = Path.unlink,
+) -> list[Path]:
+    """Remove the oldest snapshots beyond `count` files or `size` bytes; say which.
+
+    The newest snapshot and the newest death snapshot always stay.
+    """
+    found = listing(directory)
+    protected = {stored.path for stored in found[:1]}
+    protected |= {stored.path for stored in [s for s in found if s.death][:1]}
+    number, total = len(found), sum(stored.size for stored in found)
+    removed = []
+    for stored in reversed(found):
+        if number <= count and total <= size:
+            break
+        if stored.path in protected:
+            continue
+        with contextlib.suppress(OSError):
+            remove(stored.path)
+            removed.append(stored.path)
+            number -= 1
+            total -= stored.size
+    return removed
+
+
+def sweep(directory: Path) -> None:
+    """Remove hidden files that a killed collector or requester left behind."""
+    try:
+        entries = list(os.scandir(directory))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(HIDDEN_PREFIX) and entry.is_file(follow_symlinks=False):
+            with contextlib.suppress(OSError):
+                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if age > _ABANDONED_SECONDS or not _writer_alive(entry.name):
+                    os.unlink(entry.path)
+
+
+def _writer_alive(name: str) -> bool:
+    """Whether a hidden file's writer may still be at it; transfers are only known by age."""
+    pid = name.removeprefix(HIDDEN_PREFIX).split("-")[0]
+    return not (name.endswith(".partial") and pid.isdigit() and not os.path.exists(f"/proc/{pid}"))

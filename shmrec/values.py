@@ -1,0 +1,144 @@
+"""Anything a program may pass as an argument, brought into a bounded msgpack form.
+
+Runs in producers, before the critical section, because ``repr`` may run any code. Values of
+msgpack's own types stay as they are while they are small; what is longer is cut and marked
+with an ellipsis, what msgpack lacks becomes its ``repr``, and what raises becomes a text that
+says so. The result is always of exact builtin types and packs to a bounded size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+__all__ = ["bounded", "bounded_text", "one_bounded", "plain"]
+
+TEXT_LIMIT: Final = 512
+"""Characters of a string, bytes of a bytes value."""
+REPR_LIMIT: Final = 256
+ITEMS_LIMIT: Final = 32
+DEPTH_LIMIT: Final = 4
+NODES_LIMIT: Final = 128
+"""Values in one argument, counted through all its containers."""
+_MORE: Final = "…"
+_INT_MAX: Final = (1 << 64) - 1
+_INT_MIN: Final = -(1 << 63)
+
+
+def plain(arguments: dict[str, Any]) -> bool:
+    """Whether every value is a scalar that packs as it is, and small: the common case."""
+    for value in arguments.values():
+        kind = type(value)
+        if kind is str:
+            if len(value) > TEXT_LIMIT:
+                return False
+        elif kind is not int and kind is not float and kind is not bool and value is not None:
+            return False
+    return True
+
+
+def bounded_text(text: str, limit: int = TEXT_LIMIT) -> str:
+    """An exact `str` of at most `limit` characters that UTF-8 can encode."""
+    cut = str.__getitem__(text, slice(0, limit))
+    if str.__len__(text) > limit:
+        cut = cut[: limit - 1] + _MORE
+    if not cut.isascii():
+        cut = cut.encode("utf-8", "backslashreplace").decode("utf-8")
+    return cut
+
+
+def _type_name(value: object) -> str:
+    try:
+        return bounded_text(type(value).__name__, REPR_LIMIT)
+    except Exception:
+        return "object"
+
+
+def _represent(value: object) -> str:
+    try:
+        return bounded_text(repr(value), REPR_LIMIT)
+    except Exception as error:
+        return f"<{_type_name(value)} whose repr raised {_type_name(error)}>"
+
+
+def _integer(value: int) -> int | str:
+    if _INT_MIN <= value <= _INT_MAX:
+        return value
+    # repr of a huge int is quadratic, and refused by the interpreter past 4,300 digits.
+    return f"<int of {int.bit_length(value)} bits>"
+
+
+class _Bounding:
+    """One argument's conversion, with the nodes it may still spend."""
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes = nodes
+
+    def value(self, value: object, depth: int) -> Any:
+        self.nodes -= 1
+        if value is None or value is True or value is False:
+            return value
+        if isinstance(value, str):
+            return bounded_text(value)
+        if isinstance(value, int):
+            return _integer(int.__index__(value))
+        if isinstance(value, float):
+            return float.__pos__(value)
+        kind = type(value)
+        if kind is bytes or kind is bytearray:
+            return bytes(value[:TEXT_LIMIT])  # type: ignore[index]
+        if kind in (list, tuple, set, frozenset, dict):
+            if depth >= DEPTH_LIMIT or self.nodes <= 0:
+                return f"<{kind.__name__} of {len(value)}>"  # type: ignore[arg-type]
+            if kind is dict:
+                return self.mapping(value, depth + 1)  # type: ignore[arg-type]
+            return self.sequence(value, depth + 1)
+        return _represent(value)
+
+    def sequence(self, value: Any, depth: int) -> list[Any]:
+        result: list[Any] = []
+        for item in value:
+            if len(result) >= ITEMS_LIMIT or self.nodes <= 0:
+                result.append(f"{_MORE} {len(value) - len(result)} more")
+                break
+            result.append(self.value(item, depth))
+        return result
+
+    def mapping(self, value: dict[Any, Any], depth: int) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, item in value.items():
+            if len(result) >= ITEMS_LIMIT or self.nodes <= 0:
+                result[_MORE] = f"{len(value) - len(result)} more"
+                break
+            name = bounded_text(key if isinstance(key, str) else _represent(key), 64)
+            result[name] = self.value(item, depth)
+        return result
+
+
+def one_bounded(value: object) -> Any:
+    """One value in bounded form: a scalar, or the text of what is none."""
+    try:
+        result = _Bounding(1).value(value, DEPTH_LIMIT)
+    except Exception as error:
+        return f"<changed while being recorded: {_type_name(error)}>"
+    return result
+
+
+def bounded(arguments: dict[str, Any], limit: int, pack: Any) -> bytes:
+    """The arguments packed into at most `limit` bytes, whatever they are.
+
+    Values are spent on in order; when the whole is still too large the texts give way to
+    their first characters, and at last to a note of how many arguments there were. Errors of
+    the values' own code are recorded, not raised.
+    """
+    for nodes in (NODES_LIMIT, ITEMS_LIMIT, 0):
+        bounding = _Bounding(nodes)
+        try:
+            result = bounding.mapping(arguments, 0)
+        except Exception as error:
+            result = {_MORE: f"<changed while being recorded: {_type_name(error)}>"}
+        if nodes == 0:
+            result = {_MORE: f"{len(arguments)} arguments too large to record"}
+        packed: bytes = pack(result)
+        if len(packed) <= limit:
+            break
+    return packed
