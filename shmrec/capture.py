@@ -85,7 +85,7 @@ def take(segment: Segment, order: Order) -> Path:
         # Enumerated after the advance: whoever attaches later starts in the new generation.
         producers = {entry.index: (reader, entry) for reader, entry in _claimed(readers)}
         flush = flushes.begin(old, producers, now_ns=time.monotonic_ns())
-        _wait(flush, producers, order.stop)
+        _wait(flush, producers, order)
         flushes.finish(time.monotonic_ns())
     header = _header(segment, order)
     header.started_wall_ns = started_wall_ns
@@ -109,23 +109,21 @@ def take_cold(segment: Segment, order: Order) -> Path:
     return _write(segment, order, header, {})
 
 
-def _wait(
-    flush: Flush, producers: Mapping[int, tuple[RingReader, Entry]], stop: Callable[[], bool]
-) -> None:
+def _wait(flush: Flush, producers: Mapping[int, tuple[RingReader, Entry]], order: Order) -> None:
     pause = _POLL_FIRST_SECONDS
     polls = 0
     while True:
         for index in flush.waiting:
             reader, entry = producers[index]
             writing, closed, newest = reader.progress()
-            ended = entry.state == EntryState.DETACHED
+            ended = entry.state == EntryState.DETACHED or (index, entry.incarnation) in order.causes
             # Reading /proc costs more than all the rest: only for who seems stuck.
             if not ended and polls and writing % 2:
                 ended = not process.alive(entry.pid, entry.start_ticks)
             flush.see(index, Sight(writing, closed, newest, ended))
         if flush.done or flush.expire(time.monotonic_ns()):
             return
-        if stop():
+        if order.stop():
             raise CaptureStopped("the collector was told to stop")
         polls += 1
         time.sleep(pause)

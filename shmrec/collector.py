@@ -503,4 +503,3 @@ class Collector:
         os.close(self._wake_read)
         os.close(self._wake_write)
         segment.close()
-

@@ -165,7 +165,7 @@ class FlightRecorder:
                 self._wakeup = self._recorder = None
                 segment.close()
 
-    def write_to(self, file: SupportsWrite[bytes]) -> int:
+    def write_to(self, file: SupportsWrite[memoryview]) -> int:
         """Take a snapshot and write it to a binary file; the bytes written.
 
         Everything recorded before the call is in it. Raises `NotStartedError` if it is not
@@ -225,11 +225,16 @@ class FlightRecorder:
             self.stop()
 
 
-def _copy(source: IO[bytes], file: SupportsWrite[bytes]) -> int:
+def _copy(source: IO[bytes], file: SupportsWrite[memoryview]) -> int:
     total = 0
     while chunk := source.read(_CHUNK):
-        file.write(chunk)
-        total += len(chunk)
+        left = memoryview(chunk)
+        while left:
+            # An unbuffered file may take less than it is given.
+            taken = file.write(left)
+            count = taken if isinstance(taken, int) else len(left)
+            total += count
+            left = left[count:]
     return total
 
 

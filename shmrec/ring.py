@@ -229,5 +229,3 @@ class RingReader:
     def recorded(self, heads: Sequence[Head]) -> int:
         """Events recorded since the producer attached, as far as its ring tells."""
         return heads[-1].first + heads[-1].count if heads else 0
-
-

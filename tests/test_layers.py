@@ -35,6 +35,7 @@ THIRD_PARTIES = {
     "msgpack": ("*",),
     "click": ("commands.*",),
     "rich": ("commands.*",),
+    "_typeshed": ("*",),  # every type checker brings it; it does not exist at run time
 }
 OTHER_THIRD_PARTIES = ("commands.*", "integrations.*")
 

@@ -1,0 +1,250 @@
+"""``shmrec-collect``: the collector as a program.
+
+Runs as the collector's process, or, with a command, as the parent of that command.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import click
+
+from shmrec import layout, store
+from shmrec._version import __version__
+from shmrec.collector import Collector, Settings, establish, log_to_stderr
+from shmrec.commands.terminal import run
+from shmrec.errors import CollectorRunningError, ShmrecError
+from shmrec.launch import READY, RUNNING
+from shmrec.recorder import ENVIRONMENT, ENVIRONMENT_PATH
+from shmrec.segment import Segment, check_name
+
+_PASSED_ON: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH")
+_TYPED: Final = (signal.SIGINT, signal.SIGQUIT)
+
+_EPILOG: Final = """\b
+Examples:
+  shmrec-collect web                     serve recording "web" until SIGTERM
+  shmrec-collect web --dir /var/tmp/fr   keep the snapshots there
+  shmrec-collect job -- python job.py    record one command and its children
+
+Processes join with shmrec.attach("web"), or shmrec.attach() where SHMREC_RECORDING
+names the recording, as it does for COMMAND. Exit status: that of COMMAND (128 + n for
+signal n); without one 0, 1 if the recording could not be served, 2 for wrong usage.
+"""
+
+
+class _Bytes(click.ParamType):
+    """A size in bytes, with an optional K, M or G (powers of 1024)."""
+
+    name = "bytes"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
+        factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
+        try:
+            return int(text[:-1] if factor > 1 else text) * factor
+        except ValueError:
+            self.fail(f"{value!r} is not a size: write for example 512K or 2M", param, ctx)
+
+
+@click.command(
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.argument("name")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--dir", "directory", type=click.Path(path_type=Path), help="Where snapshots go.")
+@click.option(
+    "--size",
+    type=_Bytes(),
+    default=str(layout.DEFAULT_RING_SIZE),
+    show_default="2M",
+    help="Memory of each producer's ring, and what a snapshot keeps of it.",
+)
+@click.option(
+    "--period",
+    type=click.FloatRange(0, 1e9),
+    default=10.0,
+    show_default=True,
+    help="Seconds that a snapshot keeps.",
+)
+@click.option(
+    "--producers",
+    type=click.IntRange(1, layout.MAXIMUM_PRODUCERS),
+    default=layout.DEFAULT_PRODUCERS,
+    show_default=True,
+    help="Rings: how many processes can be recorded at once.",
+)
+@click.option("--path", type=click.Path(), help="Keep the memory in this file, not in /dev/shm.")
+@click.option(
+    "--flushes",
+    type=click.IntRange(1, 2),
+    default=2,
+    show_default=True,
+    help="Flushes of a snapshot; 1 trusts the in-band signal alone.",
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0.001, 60),
+    default=1.0,
+    show_default=True,
+    help="Seconds after which a snapshot goes on without a stalled producer.",
+)
+@click.option(
+    "--quota-count",
+    type=click.IntRange(1),
+    default=store.DEFAULT_COUNT,
+    show_default=True,
+    help="Snapshots to keep, the oldest go first.",
+)
+@click.option(
+    "--quota-bytes",
+    type=_Bytes(),
+    default=str(store.DEFAULT_BYTES),
+    show_default="1G",
+    help="Bytes of snapshots to keep.",
+)
+@click.option(
+    "--linger",
+    type=click.FloatRange(0),
+    help="End that many seconds after the last producer has gone.",
+)
+@click.option("--detach", is_flag=True, hidden=True)
+@click.option("--ready-fd", type=int, hidden=True)
+@click.version_option(__version__, message="shmrec-collect %(version)s")
+def collect(
+    name: str,
+    command: tuple[str, ...],
+    directory: Path | None,
+    size: int,
+    period: float,
+    producers: int,
+    path: str | None,
+    flushes: int,
+    deadline: float,
+    quota_count: int,
+    quota_bytes: int,
+    linger: float | None,
+    detach: bool,
+    ready_fd: int | None,
+) -> None:
+    """Record the processes that join recording NAME, and snapshot them all when one dies.
+
+    Creates the recording, or adopts it if its collector was killed, and serves it until
+    SIGTERM or SIGINT. With a COMMAND, runs it under the recording until it ends.
+    """
+    settings = Settings(
+        name=name,
+        directory=(directory or store.default_directory()).absolute(),
+        size=size,
+        period=period,
+        producers=producers,
+        path=os.path.abspath(path) if path else None,
+        flushes=flushes,
+        deadline=deadline,
+        linger=linger,
+        quota_count=quota_count,
+        quota_bytes=quota_bytes,
+        log=log_to_stderr,
+    )
+    if size > layout.MAXIMUM_RING_SIZE:
+        raise click.UsageError(f"--size may be {layout.MAXIMUM_RING_SIZE} bytes at most")
+    if detach:
+        _detach()
+    try:
+        check_name(name)
+        segment = establish(settings)
+    except ShmrecError as error:
+        word = RUNNING if isinstance(error, CollectorRunningError) else "failed"
+        _tell(ready_fd, f"{word} {' '.join(str(error).split())}")
+        raise
+    collector = Collector(segment, settings)
+    _tell(ready_fd, f"{READY} {os.getpid()}")
+    if command:
+        sys.exit(_run_command(collector, segment, settings, command))
+    collector.handle_signals()
+    collector.run()
+
+
+def _detach() -> None:
+    """Become nobody's child, in a session of its own; the launcher reaps what we were."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+
+
+def _tell(ready_fd: int | None, line: str) -> None:
+    if ready_fd is not None:
+        try:
+            os.write(ready_fd, f"{line}\n".encode())
+            os.close(ready_fd)
+        except OSError:
+            pass  # The launcher lost patience; the recording may be of use all the same.
+
+
+def _run_command(
+    collector: Collector, segment: Segment, settings: Settings, command: tuple[str, ...]
+) -> int:
+    """Run the command and serve until it ends; its exit status as a shell would give it."""
+    environment = {**os.environ, ENVIRONMENT: settings.name}
+    environment.pop(ENVIRONMENT_PATH, None)
+    if settings.path is not None:
+        environment[ENVIRONMENT_PATH] = settings.path
+    try:
+        child = subprocess.Popen(command, env=environment)
+    except OSError as error:
+        collector.stopping = True
+        collector.run()
+        click.echo(f"shmrec-collect: cannot run {command[0]!r}: {error.strerror}", err=True)
+        return 127 if isinstance(error, FileNotFoundError) else 126
+    _pass_signals_on(child)
+    # Waiting in a thread: the loop is woken when the command ends, and never polls for it.
+    ended = threading.Event()
+
+    def wait() -> None:
+        child.wait()
+        ended.set()
+        collector.wake()
+
+    threading.Thread(target=wait, daemon=True).start()
+    collector.run(until=ended.is_set)
+    while not ended.is_set():
+        # Told to stop through the recording: the command goes on unrecorded.
+        ended.wait(1.0)
+    status = child.returncode
+    return status if status >= 0 else 128 - status
+
+
+def _pass_signals_on(child: subprocess.Popen[bytes]) -> None:
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if number in _TYPED and _foreground():
+            return  # The terminal sent it to the command too.
+        child.send_signal(number)
+
+    for name in _PASSED_ON:
+        signal.signal(getattr(signal, name), pass_on)
+
+
+def _foreground() -> bool:
+    try:
+        return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def main() -> None:
+    """The entry point of ``shmrec-collect``."""
+    run(collect, "shmrec-collect")
+
+
+if __name__ == "__main__":
+    main()

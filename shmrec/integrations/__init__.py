@@ -1,0 +1,1 @@
+"""Hosts that shmrec knows how to join: one file each."""
