@@ -1,9 +1,9 @@
-"""A batch of events: the writer that fills it and the decoder that reads it, side by side.
+"""The writer that fills batches with events: the python engine, and the specification.
 
-`Writer` runs in producers and is the specification of the hot path; the native engine is its
-twin. `decode` runs in whoever reads.
+`Writer` runs in producers; the native engine is its twin. Its other half, the decoder of what
+it writes, is the neighbour `decoder`; the read side of the ring is `ring`.
 
-Invariants of the writer:
+Invariants:
 
 - Whatever may run a program's code or fail (encoding, ``repr``, thread names) has happened
   before the critical section.
@@ -22,20 +22,21 @@ run between its acquisition and the protection of the block.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any, Final
 
 import msgpack
 
 from shmrec import events, layout
-from shmrec.events import BEGIN, COUNTER, END, INSTANT, NAME, OPEN, THREAD, Event, Kind, OpenSpan
+from shmrec.events import BEGIN, COUNTER, END, INSTANT, NAME, OPEN, THREAD, Kind
 from shmrec.layout import CONTROL, COUNT_SHIFT, ENTRY, LOSSES, SLOT, SegmentState, SlotFlag
 from shmrec.values import bounded, bounded_text, one_bounded, plain
 
-__all__ = ["Damage", "Decoded", "Writer", "decode"]
+__all__ = ["Span", "Writer"]
 
 _original: Any = __import__("_thread")
 if "gevent.monkey" in sys.modules:  # pragma: no cover - depends on the host's import order
@@ -128,11 +129,10 @@ class Writer:
         self.revive = revive
         self._clock = clock
         self._guard_page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        try:
-            # The kernel clears the page in a forked child, whoever called fork.
+        # The kernel clears the page in a forked child, whoever called fork; where it cannot,
+        # os.register_at_fork does it for forks made through Python.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             self._guard_page.madvise(_MADV_WIPEONFORK)
-        except (OSError, ValueError, AttributeError):
-            pass  # os.register_at_fork does it for forks made through Python.
         self._guard = memoryview(self._guard_page).cast("Q")
         self._next_span = 0
         self._inherited = 0
@@ -494,134 +494,3 @@ class Writer:
             record = self._deferred.pop(0)
             self._append(*record)
             self._words[self._w_losses + _LOSS["reentrant"]] -= 1
-
-
-class Damage(ValueError):
-    """A batch whose bytes are not what a writer writes; what came before stands."""
-
-
-class Decoded:
-    """What a batch's bytes say, event by event.
-
-    Iterate to get the counted events in order. `open` holds, at any point of the iteration,
-    the spans known to be open; give the set of the producer's previous batch to carry it on.
-    `damage` says why decoding stopped early, or is "".
-    """
-
-    def __init__(
-        self,
-        payload: bytes | memoryview,
-        *,
-        start_ns: int,
-        generation: int,
-        flags: int = 0,
-        open_spans: dict[int, OpenSpan] | None = None,
-    ) -> None:
-        self._payload = payload
-        self._time = start_ns
-        self._generation = generation
-        self.open: dict[int, OpenSpan] = open_spans if open_spans is not None else {}
-        self._whole_preamble = not flags & SlotFlag.PARTIAL_PREAMBLE
-        self.damage = ""
-
-    def __iter__(self) -> Iterator[Event]:
-        try:
-            yield from self._events()
-        except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
-            self.damage = f"undecodable after {self._time} ns: {type(error).__name__}: {error}"
-
-    def _events(self) -> Iterator[Event]:
-        size = len(self._payload)
-        unpacker = msgpack.Unpacker(
-            use_list=True,
-            strict_map_key=False,
-            unicode_errors="replace",
-            max_buffer_size=max(size, 1),
-        )
-        unpacker.feed(self._payload)
-        names: dict[int, str] = {}
-        thread, thread_name = 0, ""
-        generation = self._generation
-        preamble: dict[int, OpenSpan] | None = {} if self._whole_preamble else None
-        for item in unpacker:
-            if type(item) is not list or len(item) < 2:
-                raise Damage("an event is not an array of kind, time and fields")
-            number, delta, *fields = item
-            if type(number) is not int or type(delta) is not int:
-                raise Damage("an event's kind or time is not a number")
-            self._time += delta
-            if number == NAME.number:
-                key, text = fields
-                names[key] = _checked(text, str)
-                continue
-            if number == THREAD.number:
-                thread, thread_name = _checked(fields[0], int), names[fields[1]]
-                continue
-            if number == OPEN.number:
-                name, span, age = names[fields[0]], _checked(fields[1], int), fields[2]
-                begun = self._time - _checked(age, int)
-                args = _arguments(fields, 3)
-                opened = OpenSpan(span, name, thread, thread_name, begun, args)
-                if preamble is None:
-                    self.open.setdefault(span, opened)
-                else:
-                    preamble[span] = opened
-                continue
-            if preamble is not None:
-                # The preamble is the truth: spans that ended in a lost batch are not open.
-                self.open.clear()
-                self.open.update(preamble)
-                preamble = None
-            event = Event(self._time, "", "", thread, thread_name, generation)
-            if number == BEGIN.number:
-                event.kind, event.name = BEGIN.name, names[fields[0]]
-                event.span, event.args = _checked(fields[1], int), _arguments(fields, 2)
-                self.open[event.span] = OpenSpan(
-                    event.span, event.name, thread, thread_name, self._time, event.args
-                )
-            elif number == END.number:
-                event.kind, event.name = END.name, names[fields[0]]
-                event.duration_ns = _checked(fields[1], int)
-                event.span, event.args = _checked(fields[2], int), _arguments(fields, 3)
-                self.open.pop(event.span, None)
-            elif number == COUNTER.number:
-                event.kind, event.name = COUNTER.name, names[fields[0]]
-                event.value = fields[1]
-            elif number < len(events.KINDS) and number >= 0:
-                event.kind, event.name = events.KINDS[number].name, names[fields[0]]
-                event.args = _arguments(fields, 1)
-            else:
-                raise Damage(f"unknown kind of event {number}")
-            yield event
-        if preamble is not None:
-            self.open.clear()
-            self.open.update(preamble)
-        if unpacker.tell() != size:
-            raise Damage(f"{size - unpacker.tell()} bytes at the end are not a whole event")
-
-
-def _checked(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise Damage(f"a field is {type(value).__name__}, not {kind.__name__}")
-    return value
-
-
-def _arguments(fields: list[Any], index: int) -> dict[str, Any]:
-    if len(fields) <= index:
-        return {}
-    found = _checked(fields[index], dict)
-    return found if all(type(key) is str for key in found) else {str(k): found[k] for k in found}
-
-
-def decode(
-    payload: bytes | memoryview,
-    *,
-    start_ns: int,
-    generation: int,
-    flags: int = 0,
-    open_spans: dict[int, OpenSpan] | None = None,
-) -> Decoded:
-    """Read one batch; see `Decoded`. Never raises for what the bytes hold."""
-    return Decoded(
-        payload, start_ns=start_ns, generation=generation, flags=flags, open_spans=open_spans
-    )

@@ -17,9 +17,10 @@ from shmrec import fence, process, store
 from shmrec.errors import ShmrecError, SnapshotWriteError
 from shmrec.generation import Evidence, Flush, Flushes, Sight
 from shmrec.layout import EntryState
+from shmrec.manifest import Cause, Header, Producer
 from shmrec.ring import Batch, Entry, Head, RingReader
 from shmrec.segment import Segment
-from shmrec.snapshot import Cause, FileWriter, Header, Producer
+from shmrec.snapshot import FileWriter
 
 __all__ = ["CaptureStopped", "Order", "take", "take_cold"]
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shmrec import process
-from shmrec.snapshot import Cause
+from shmrec.manifest import Cause
 
 __all__ = ["UNKNOWN", "Watched", "Watcher", "cause_of_status"]
 
@@ -116,10 +116,13 @@ class Watcher:
             return cause_of_status(status, "kernel (pidfd)")
         seen = process.stat(watched.pid)
         # A zombie shows status 0 both when it exited 0 and when we may not look.
-        zombie = seen is not None and seen.state in "ZX"
-        if zombie and seen is not None and seen.start_ticks == watched.start_ticks:
-            if seen.wait_status or os.geteuid() == 0 or _owns(watched.pid):
-                return cause_of_status(seen.wait_status, "kernel (zombie)")
+        if (
+            seen is not None
+            and seen.state in "ZX"
+            and seen.start_ticks == watched.start_ticks
+            and (seen.wait_status or os.geteuid() == 0 or _owns(watched.pid))
+        ):
+            return cause_of_status(seen.wait_status, "kernel (zombie)")
         if watched.pid in self._told:
             return cause_of_status(self._told[watched.pid], "host")
         return None

@@ -23,7 +23,8 @@ from shmrec.errors import (
 )
 from shmrec.layout import Verb
 from shmrec.recorder import ENVIRONMENT, ENVIRONMENT_PATH, SNAPSHOT_SECONDS, Recorder
-from shmrec.segment import Segment, check_name, open_segment, open_wakeup
+from shmrec.segment import Segment, check_name, open_segment
+from shmrec.wakeup import open_wakeup
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -165,7 +166,7 @@ class FlightRecorder:
                 self._wakeup = self._recorder = None
                 segment.close()
 
-    def write_to(self, file: SupportsWrite[memoryview]) -> int:
+    def write_to(self, file: SupportsWrite[bytes]) -> int:
         """Take a snapshot and write it to a binary file; the bytes written.
 
         Everything recorded before the call is in it. Raises `NotStartedError` if it is not
@@ -225,10 +226,10 @@ class FlightRecorder:
             self.stop()
 
 
-def _copy(source: IO[bytes], file: SupportsWrite[memoryview]) -> int:
+def _copy(source: IO[bytes], file: SupportsWrite[bytes]) -> int:
     total = 0
     while chunk := source.read(_CHUNK):
-        left = memoryview(chunk)
+        left = chunk
         while left:
             # An unbuffered file may take less than it is given.
             taken = file.write(left)

@@ -26,12 +26,13 @@ from _thread import RLock
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, TypeVar, overload
 
-from shmrec import _engine, events, fence, layout, process, requests
-from shmrec.errors import NoSuchRecordingError, RingsTakenError, ShmrecError, SpaceError
-from shmrec.layout import ENTRY, LABEL_BYTES, SLOT, EntryState, SegmentState, Verb
-from shmrec.ring import RingReader
-from shmrec.segment import Segment, open_segment, open_wakeup, wake
+from shmrec import _engine, events, requests
+from shmrec.claim import claim, set_label
+from shmrec.errors import NoSuchRecordingError, ShmrecError
+from shmrec.layout import ENTRY, EntryState, Verb
+from shmrec.segment import Segment, open_segment
 from shmrec.values import bounded_text
+from shmrec.wakeup import open_wakeup, wake
 
 __all__ = ["ENVIRONMENT", "Recorder", "attach", "default"]
 
@@ -225,7 +226,7 @@ class Recorder:
             if self._segment is None:
                 return
             if self._engine.bound:
-                _set_label(self._segment, self._index, label)
+                set_label(self._segment, self._index, label)
             else:
                 self._rejoin()
 
@@ -260,51 +261,8 @@ class Recorder:
             warnings.warn(f"shmrec: {message}", RuntimeWarning, stacklevel=4)
 
     def _claim(self, segment: Segment) -> None:
-        words, geometry = segment.words, segment.geometry
-        fenced = fence.register()
-        with segment.locked():
-            if segment.state == SegmentState.CLOSED:
-                raise NoSuchRecordingError(f"recording {segment.name!r} has been closed")
-            index = _free_ring(segment)
-            if index is None:
-                segment.set_word("refused_full", segment.word("refused_full") + 1)
-                raise RingsTakenError(
-                    f"all {geometry.producers} rings of recording {segment.name!r} are taken: "
-                    "start it with more (--producers)"
-                )
-            try:
-                segment.reserve(geometry.ring(index), geometry.ring_size)
-            except SpaceError:
-                segment.set_word("refused_space", segment.word("refused_space") + 1)
-                raise
-            at = geometry.entry(index)
-            words[ENTRY.word("state", at)] = EntryState.CLAIMING
-            _clear(segment, index)
-            where = ENTRY.bytes_at("identity", at)
-            segment.view[where] = os.urandom(where.stop - where.start)
-            _set_label(segment, index, self._label)
-            values = {
-                "pid": os.getpid(),
-                "start_ticks": process.start_ticks(os.getpid()),
-                "attached_ns": time.monotonic_ns(),
-                "detached_ns": 0,
-                "engine": layout.ENGINES.index(self.engine),
-                "fenced": int(fenced),
-                "incarnation": words[ENTRY.word("incarnation", at)] + 1,
-            }
-            for name, value in values.items():
-                words[ENTRY.word(name, at)] = value
-            self._index, self._pid = index, os.getpid()
-            self._engine.bind(
-                segment.view,
-                words,
-                entry=at,
-                ring=geometry.ring(index),
-                slot_size=geometry.slot_size,
-                slots=geometry.slots,
-            )
-            words[ENTRY.word("state", at)] = EntryState.LIVE
-            segment.set_word("attached", segment.word("attached") + 1)
+        self._index = claim(segment, self._engine, self.engine, self._label)
+        self._pid = os.getpid()
         wake(self._wakeup)
 
     def after_fork(self) -> None:
@@ -312,46 +270,6 @@ class Recorder:
         self._lock = RLock()
         if self._segment is not None:
             self._engine.forget()
-
-
-def _set_label(segment: Segment, index: int, label: str) -> None:
-    where = ENTRY.bytes_at("label", segment.geometry.entry(index))
-    raw = bounded_text(label, LABEL_BYTES).encode()[:LABEL_BYTES]
-    raw = raw.decode("utf-8", "ignore").encode()
-    segment.view[where] = raw.ljust(LABEL_BYTES, b"\0")
-
-
-def _clear(segment: Segment, index: int) -> None:
-    """Take the numbers off all batches of the ring's previous owner, and its counts."""
-    words, geometry = segment.words, segment.geometry
-    at = geometry.entry(index)
-    number = SLOT["number"]
-    for slot in range(geometry.slots):
-        offset = geometry.ring(index) + slot * geometry.slot_size + number
-        words[offset // layout.WORD] = 0
-    if words[ENTRY.word("opening", at)] >= 1 << 62:
-        words[ENTRY.word("opening", at)] = 0
-    words[ENTRY.word("writing", at)] = 0
-    words[ENTRY.word("closed_generation", at)] = 0
-    for cause in range(len(layout.LOSSES)):
-        words[ENTRY.word("losses", at) + cause] = 0
-
-
-def _free_ring(segment: Segment) -> int | None:
-    """The ring to claim: a free one, else the one whose process ended longest ago."""
-    ended: list[tuple[int, int]] = []
-    for index in range(segment.geometry.producers):
-        entry = RingReader(segment.view, segment.words, segment.geometry, index).entry()
-        if not entry.incarnation or entry.state == EntryState.FREE:
-            return index
-        if entry.state == EntryState.DETACHED:
-            ended.append((entry.detached_ns, index))
-        elif entry.state == EntryState.CLAIMING:
-            # Its claimer died under the lock that we hold now: nothing was recorded.
-            ended.append((0, index))
-        elif entry.settled == entry.incarnation and not process.alive(entry.pid, entry.start_ticks):
-            ended.append((entry.ended_ns, index))
-    return min(ended)[1] if ended else None
 
 
 def _at_exit(recorder: Recorder) -> None:

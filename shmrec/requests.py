@@ -17,7 +17,8 @@ from typing import Any, Final
 from shmrec import process
 from shmrec.errors import CollectorError, RequestFailedError, SnapshotActiveError
 from shmrec.layout import ANSWER_BYTES, REASON_BYTES, REQUEST, REQUESTS, WORD, Status, Verb
-from shmrec.segment import Segment, wake
+from shmrec.segment import Segment
+from shmrec.wakeup import wake
 
 __all__ = ["Request", "answer", "ask", "pending", "tell"]
 

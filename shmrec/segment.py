@@ -23,7 +23,7 @@ import stat as stat_module
 import time
 from _thread import RLock
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import posix_ipc
 
@@ -44,9 +44,7 @@ __all__ = [
     "create",
     "names",
     "open_segment",
-    "open_wakeup",
     "remove",
-    "remove_wakeup",
 ]
 
 _DIRECTORY: Final = "/dev/shm"
@@ -266,7 +264,8 @@ def create(
     """A new segment, sparse but for its tables; `FileExistsError` if the name is taken.
 
     With `collected` this process is its collector from the first moment on, so that no other
-    collector can mistake it for an abandoned one. Raises `SpaceError` if even the tables do not fit.
+    collector can mistake it for an abandoned one. Raises `SpaceError` if even the tables do
+    not fit.
     """
     check_name(name)
     fd = _open_fd(name, path, writable=True, create=True)
@@ -418,34 +417,3 @@ def names() -> list[str]:
     prefix = layout.NAME_PREFIX
     inside = [entry[len(prefix) :] for entry in found if entry.startswith(prefix)]
     return sorted(name for name in inside if _NAME.match(name))
-
-
-def open_wakeup(segment: Segment, *, create: bool = False) -> Any:
-    """The semaphore that wakes the recording's collector, or None if there is none.
-
-    It only ever saves the collector's tick some waiting: a POSIX semaphore stays locked when
-    its holder is killed, so nothing is guarded by it.
-    """
-    try:
-        if create:
-            return posix_ipc.Semaphore(_wakeup_name(segment), posix_ipc.O_CREAT, mode=0o600)
-        return posix_ipc.Semaphore(_wakeup_name(segment))
-    except (posix_ipc.Error, OSError, ValueError):
-        return None
-
-
-def remove_wakeup(segment: Segment) -> None:
-    """Take the semaphore's name away. Never raises."""
-    with contextlib.suppress(posix_ipc.Error, OSError):
-        posix_ipc.unlink_semaphore(_wakeup_name(segment))
-
-
-def _wakeup_name(segment: Segment) -> str:
-    return f"/{layout.NAME_PREFIX}{segment.field('run_id').hex()[:16]}"
-
-
-def wake(wakeup: Any) -> None:
-    """Wake the collector, if it can be woken; never raises, never blocks."""
-    if wakeup is not None:
-        with contextlib.suppress(posix_ipc.Error, OSError):
-            wakeup.release()

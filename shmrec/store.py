@@ -112,7 +112,7 @@ class Unfinished:
             raise SnapshotWriteError(
                 f"cannot write in the snapshot directory {directory}: {error.strerror}"
             ) from error
-        self.file: IO[bytes] = open(fd, "wb", buffering=1 << 18)
+        self.file: IO[bytes] = os.fdopen(fd, "wb", buffering=1 << 18)
 
     def _create(self) -> int:
         flags = os.O_WRONLY | os.O_CLOEXEC

@@ -18,12 +18,13 @@ import click
 
 from shmrec import layout, store
 from shmrec._version import __version__
-from shmrec.collector import Collector, Settings, establish, log_to_stderr
+from shmrec.collector import Collector
 from shmrec.commands.terminal import run
 from shmrec.errors import CollectorRunningError, ShmrecError
 from shmrec.launch import READY, RUNNING
 from shmrec.recorder import ENVIRONMENT, ENVIRONMENT_PATH
 from shmrec.segment import Segment, check_name
+from shmrec.takeover import Settings, establish, log_to_stderr
 
 _PASSED_ON: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH")
 _TYPED: Final = (signal.SIGINT, signal.SIGQUIT)
@@ -40,7 +41,7 @@ signal n); without one 0, 1 if the recording could not be served, 2 for wrong us
 """
 
 
-class _Bytes(click.ParamType):
+class _Bytes(click.ParamType[int]):
     """A size in bytes, with an optional K, M or G (powers of 1024)."""
 
     name = "bytes"

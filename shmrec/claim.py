@@ -1,0 +1,118 @@
+"""Claiming a ring: which one, and how it changes hands.
+
+Runs in producers, under the segment's lock. Free rings are claimed first, then the one whose
+owner ended longest ago; never one whose owner died and whose death the collector has not
+dealt with, for that ring is evidence.
+
+Invariants: the ring's pages are reserved before anything is said to be recorded there; the
+old owner's batches lose their numbers while the entry says CLAIMING; `incarnation` changes
+before the entry says LIVE, so that a reader who was copying notices.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from shmrec import fence, layout, process
+from shmrec._engine import Engine
+from shmrec.errors import NoSuchRecordingError, RingsTakenError, SpaceError
+from shmrec.layout import ENTRY, LABEL_BYTES, SLOT, EntryState, SegmentState
+from shmrec.ring import RingReader
+from shmrec.segment import Segment
+from shmrec.values import bounded_text
+
+__all__ = ["claim", "set_label"]
+
+
+def claim(segment: Segment, engine: Engine, engine_name: str, label: str) -> int:
+    """Give this process a ring and bind `engine` to it; the ring's index.
+
+    Raises `NoSuchRecordingError` if the recording has been closed, `RingsTakenError`,
+    `SpaceError`; the refusal is counted in the segment.
+    """
+    words, geometry = segment.words, segment.geometry
+    fenced = fence.register()
+    with segment.locked():
+        if segment.state == SegmentState.CLOSED:
+            raise NoSuchRecordingError(f"recording {segment.name!r} has been closed")
+        index = _free_ring(segment)
+        if index is None:
+            segment.set_word("refused_full", segment.word("refused_full") + 1)
+            raise RingsTakenError(
+                f"all {geometry.producers} rings of recording {segment.name!r} are taken: "
+                "start it with more (--producers)"
+            )
+        try:
+            segment.reserve(geometry.ring(index), geometry.ring_size)
+        except SpaceError:
+            segment.set_word("refused_space", segment.word("refused_space") + 1)
+            raise
+        at = geometry.entry(index)
+        words[ENTRY.word("state", at)] = EntryState.CLAIMING
+        _clear(segment, index)
+        where = ENTRY.bytes_at("identity", at)
+        segment.view[where] = os.urandom(where.stop - where.start)
+        set_label(segment, index, label)
+        values = {
+            "pid": os.getpid(),
+            "start_ticks": process.start_ticks(os.getpid()),
+            "attached_ns": time.monotonic_ns(),
+            "detached_ns": 0,
+            "engine": layout.ENGINES.index(engine_name),
+            "fenced": int(fenced),
+            "incarnation": words[ENTRY.word("incarnation", at)] + 1,
+        }
+        for name, value in values.items():
+            words[ENTRY.word(name, at)] = value
+        engine.bind(
+            segment.view,
+            words,
+            entry=at,
+            ring=geometry.ring(index),
+            slot_size=geometry.slot_size,
+            slots=geometry.slots,
+        )
+        words[ENTRY.word("state", at)] = EntryState.LIVE
+        segment.set_word("attached", segment.word("attached") + 1)
+    return index
+
+
+def set_label(segment: Segment, index: int, label: str) -> None:
+    where = ENTRY.bytes_at("label", segment.geometry.entry(index))
+    raw = bounded_text(label, LABEL_BYTES).encode()[:LABEL_BYTES]
+    raw = raw.decode("utf-8", "ignore").encode()
+    segment.view[where] = raw.ljust(LABEL_BYTES, b"\0")
+
+
+def _clear(segment: Segment, index: int) -> None:
+    """Take the numbers off all batches of the ring's previous owner, and its counts."""
+    words, geometry = segment.words, segment.geometry
+    at = geometry.entry(index)
+    number = SLOT["number"]
+    for slot in range(geometry.slots):
+        offset = geometry.ring(index) + slot * geometry.slot_size + number
+        words[offset // layout.WORD] = 0
+    if words[ENTRY.word("opening", at)] >= 1 << 62:
+        words[ENTRY.word("opening", at)] = 0
+    words[ENTRY.word("writing", at)] = 0
+    words[ENTRY.word("closed_generation", at)] = 0
+    for cause in range(len(layout.LOSSES)):
+        words[ENTRY.word("losses", at) + cause] = 0
+
+
+def _free_ring(segment: Segment) -> int | None:
+    """The ring to claim: a free one, else the one whose process ended longest ago."""
+    ended: list[tuple[int, int]] = []
+    for index in range(segment.geometry.producers):
+        entry = RingReader(segment.view, segment.words, segment.geometry, index).entry()
+        if not entry.incarnation or entry.state == EntryState.FREE:
+            return index
+        if entry.state == EntryState.DETACHED:
+            ended.append((entry.detached_ns, index))
+        elif entry.state == EntryState.CLAIMING:
+            # Its claimer died under the lock that we hold now: nothing was recorded.
+            ended.append((0, index))
+        elif entry.settled == entry.incarnation and not process.alive(entry.pid, entry.start_ticks):
+            ended.append((entry.ended_ns, index))
+    return min(ended)[1] if ended else None

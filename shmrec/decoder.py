@@ -1,0 +1,150 @@
+"""The decoder of a batch's bytes: the other half of `batch.Writer`.
+
+Runs in whoever reads: the collector, tools, tests. What it reads is hostile until checked: a
+batch never raises, costs memory beyond its own size, or sends the reader in a circle; what
+cannot be understood ends the batch, with the reason in `Decoded.damage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+
+from shmrec import events
+from shmrec.events import BEGIN, COUNTER, END, NAME, OPEN, THREAD, Event, OpenSpan
+from shmrec.layout import SlotFlag
+
+__all__ = ["Damage", "Decoded", "decode"]
+
+
+class Damage(ValueError):
+    """A batch whose bytes are not what a writer writes; what came before stands."""
+
+
+class Decoded:
+    """What a batch's bytes say, event by event.
+
+    Iterate to get the counted events in order. `open` holds, at any point of the iteration,
+    the spans known to be open; give the set of the producer's previous batch to carry it on.
+    `damage` says why decoding stopped early, or is "".
+    """
+
+    def __init__(
+        self,
+        payload: bytes | memoryview,
+        *,
+        start_ns: int,
+        generation: int,
+        flags: int = 0,
+        open_spans: dict[int, OpenSpan] | None = None,
+    ) -> None:
+        self._payload = payload
+        self._time = start_ns
+        self._generation = generation
+        self.open: dict[int, OpenSpan] = open_spans if open_spans is not None else {}
+        self._whole_preamble = not flags & SlotFlag.PARTIAL_PREAMBLE
+        self.damage = ""
+
+    def __iter__(self) -> Iterator[Event]:
+        try:
+            yield from self._events()
+        except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
+            self.damage = f"undecodable after {self._time} ns: {type(error).__name__}: {error}"
+
+    def _events(self) -> Iterator[Event]:
+        size = len(self._payload)
+        unpacker = msgpack.Unpacker(
+            use_list=True,
+            strict_map_key=False,
+            unicode_errors="replace",
+            max_buffer_size=max(size, 1),
+        )
+        unpacker.feed(self._payload)
+        names: dict[int, str] = {}
+        thread, thread_name = 0, ""
+        generation = self._generation
+        preamble: dict[int, OpenSpan] | None = {} if self._whole_preamble else None
+        for item in unpacker:
+            if type(item) is not list or len(item) < 2:
+                raise Damage("an event is not an array of kind, time and fields")
+            number, delta, *fields = item
+            if type(number) is not int or type(delta) is not int:
+                raise Damage("an event's kind or time is not a number")
+            self._time += delta
+            if number == NAME.number:
+                key, text = fields
+                names[key] = _checked(text, str)
+                continue
+            if number == THREAD.number:
+                thread, thread_name = _checked(fields[0], int), names[fields[1]]
+                continue
+            if number == OPEN.number:
+                name, span, age = names[fields[0]], _checked(fields[1], int), fields[2]
+                begun = self._time - _checked(age, int)
+                args = _arguments(fields, 3)
+                opened = OpenSpan(span, name, thread, thread_name, begun, args)
+                if preamble is None:
+                    self.open.setdefault(span, opened)
+                else:
+                    preamble[span] = opened
+                continue
+            if preamble is not None:
+                # The preamble is the truth: spans that ended in a lost batch are not open.
+                self.open.clear()
+                self.open.update(preamble)
+                preamble = None
+            event = Event(self._time, "", "", thread, thread_name, generation)
+            if number == BEGIN.number:
+                event.kind, event.name = BEGIN.name, names[fields[0]]
+                event.span, event.args = _checked(fields[1], int), _arguments(fields, 2)
+                self.open[event.span] = OpenSpan(
+                    event.span, event.name, thread, thread_name, self._time, event.args
+                )
+            elif number == END.number:
+                event.kind, event.name = END.name, names[fields[0]]
+                event.duration_ns = _checked(fields[1], int)
+                event.span, event.args = _checked(fields[2], int), _arguments(fields, 3)
+                self.open.pop(event.span, None)
+            elif number == COUNTER.number:
+                event.kind, event.name = COUNTER.name, names[fields[0]]
+                event.value = fields[1]
+            elif number < len(events.KINDS) and number >= 0:
+                event.kind, event.name = events.KINDS[number].name, names[fields[0]]
+                event.args = _arguments(fields, 1)
+            else:
+                raise Damage(f"unknown kind of event {number}")
+            yield event
+        if preamble is not None:
+            self.open.clear()
+            self.open.update(preamble)
+        if unpacker.tell() != size:
+            raise Damage(f"{size - unpacker.tell()} bytes at the end are not a whole event")
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise Damage(f"a field is {type(value).__name__}, not {kind.__name__}")
+    return value
+
+
+def _arguments(fields: list[Any], index: int) -> dict[str, Any]:
+    if len(fields) <= index:
+        return {}
+    found = _checked(fields[index], dict)
+    return found if all(type(key) is str for key in found) else {str(k): found[k] for k in found}
+
+
+def decode(
+    payload: bytes | memoryview,
+    *,
+    start_ns: int,
+    generation: int,
+    flags: int = 0,
+    open_spans: dict[int, OpenSpan] | None = None,
+) -> Decoded:
+    """Read one batch; see `Decoded`. Never raises for what the bytes hold."""
+    return Decoded(
+        payload, start_ns=start_ns, generation=generation, flags=flags, open_spans=open_spans
+    )

@@ -1,0 +1,180 @@
+"""How a collector comes by its segment: create, adopt, or recover and replace.
+
+Runs in the collector's process before it serves, and in ``shmrec-dump recover``. Which it is
+gets decided under the segment's lock, so that of two collectors one serves and the other says
+so. What an earlier run left is never thrown away unread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from shmrec import capture, layout, process, store
+from shmrec import segment as segments
+from shmrec.capture import Order
+from shmrec.errors import (
+    CollectorRunningError,
+    LayoutMismatchError,
+    NoSuchRecordingError,
+    SegmentError,
+)
+from shmrec.layout import Geometry, SegmentState
+from shmrec.ring import RingReader
+from shmrec.segment import Segment
+from shmrec.wakeup import remove_wakeup
+
+__all__ = ["Settings", "establish", "log_to_stderr", "recover"]
+
+_ATTEMPTS: Final = 20
+
+
+@dataclass
+class Settings:
+    """What a collector was asked to do. `size` in bytes per producer, times in seconds.
+
+    `linger`: end by itself that long after the last producer has gone; None: never.
+    """
+
+    name: str
+    directory: Path = field(default_factory=store.default_directory)
+    size: int = layout.DEFAULT_RING_SIZE
+    period: float = 10.0
+    producers: int = layout.DEFAULT_PRODUCERS
+    path: str | None = None
+    flushes: int = 2
+    deadline: float = 1.0
+    linger: float | None = None
+    quota_count: int = store.DEFAULT_COUNT
+    quota_bytes: int = store.DEFAULT_BYTES
+    death_interval: float = 5.0
+    log: Callable[[str], None] = lambda message: None
+
+
+def log_to_stderr(message: str) -> None:
+    """One line on stderr; a closed stderr is nobody's problem."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"shmrec[{os.getpid()}]: {message}", file=sys.stderr, flush=True)
+
+
+def establish(settings: Settings) -> Segment:
+    """Create the recording's segment, or adopt the one of a collector that was killed.
+
+    A segment that nobody lives in any more is recovered to a snapshot and replaced. Raises
+    `CollectorRunningError`, `SpaceError`, `WrongOwnerError`, `SnapshotWriteError`.
+    """
+    segments.check_name(settings.name)
+    geometry = Geometry.of(settings.size, settings.producers)
+    store.prepare(settings.directory)
+    store.sweep(settings.directory)
+    for _ in range(_ATTEMPTS):
+        try:
+            return segments.create(
+                settings.name,
+                geometry,
+                path=settings.path,
+                keep_size=settings.size,
+                keep_period_ns=int(settings.period * 1e9),
+                collected=True,
+            )
+        except FileExistsError:
+            found = _take_existing(settings)
+            if found is not None:
+                return found
+    raise SegmentError(f"recording {settings.name!r} keeps coming and going: try again")
+
+
+def _take_existing(settings: Settings) -> Segment | None:
+    """Adopt the existing segment, or clear it away and return None."""
+    try:
+        segment = segments.open_segment(settings.name, settings.path)
+    except NoSuchRecordingError:
+        return None
+    except LayoutMismatchError as error:
+        _keep_raw(settings, error)
+        return None
+    try:
+        with segment.locked():
+            if not segment.linked():
+                segment.close()
+                return None
+            running = segment.collector()
+            if running is not None:
+                raise CollectorRunningError(
+                    f"recording {settings.name!r} already has a collector, pid {running}: stop it "
+                    "first, or choose another name"
+                )
+            if segment.state != SegmentState.CLOSED and _inhabited(segment):
+                segment.take_over()
+                settings.log(f"adopted recording {settings.name!r}")
+                return segment
+            _replace_stale(segment, settings)
+    except BaseException:
+        segment.close()
+        raise
+    segment.close()
+    return None
+
+
+def _inhabited(segment: Segment) -> bool:
+    """Whether a live process is attached."""
+    if not segment.same_boot():
+        return False
+    for index in range(segment.geometry.producers):
+        entry = RingReader(segment.view, segment.words, segment.geometry, index).entry()
+        if entry.attached and process.alive(entry.pid, entry.start_ticks):
+            return True
+    return False
+
+
+def _used(segment: Segment) -> bool:
+    readers = (
+        RingReader(segment.view, segment.words, segment.geometry, index)
+        for index in range(segment.geometry.producers)
+    )
+    return any(reader.incarnation() for reader in readers)
+
+
+def _replace_stale(segment: Segment, settings: Settings) -> None:
+    if _used(segment):
+        path = recover(segment, settings.directory, reason="recovered before a new start")
+        settings.log(f"recovered what an earlier run of {settings.name!r} left: {path}")
+    remove_wakeup(segment)
+    segments.remove(settings.name, settings.path)
+
+
+def _keep_raw(settings: Settings, error: LayoutMismatchError) -> None:
+    """Put a segment that this version cannot read aside, whole."""
+    source = Path(settings.path or f"/dev/shm/{layout.NAME_PREFIX}{settings.name}")
+    with store.Unfinished(settings.directory) as unfinished:
+        with open(source, "rb") as memory:
+            while chunk := memory.read(1 << 20):
+                # Rings that nobody used are holes; keep them so.
+                if chunk.count(0) == len(chunk):
+                    unfinished.file.seek(len(chunk), os.SEEK_CUR)
+                else:
+                    unfinished.file.write(chunk)
+        unfinished.file.truncate()
+        path = unfinished.publish(store.raw_names(settings.name, time.time_ns()))
+    settings.log(f"{error}; kept as {path} and replaced")
+    segments.remove(settings.name, settings.path)
+
+
+def recover(segment: Segment, directory: Path, *, reason: str = "recovered") -> Path:
+    """Write a snapshot of memory that no collector serves, changing nothing in it."""
+    return capture.take_cold(
+        segment,
+        Order(
+            directory=directory,
+            reason=reason,
+            trigger="recover",
+            size=segment.word("keep_size"),
+            period_ns=segment.word("keep_period_ns"),
+        ),
+    )
