@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEVELS = (
-    ("errors", "layout", "events", "_version"),
-    ("process", "fence", "values", "segment"),
-    ("batch",),
-    ("_engine",),
-    ("requests", "ring", "store", "snapshot"),
-    ("forensics", "generation", "recorder"),
-    ("capture", "deaths", "launch"),
-    ("collector", "flight"),
-    ("commands.*", "integrations.*", "exports.*"),
+    ("_version", "errors", "layout", "events"),
+    ("process", "fence", "values"),
+    ("segment",),
+    ("wakeup", "batch", "decoder", "manifest"),
+    ("_engine", "ring", "requests", "store"),
+    ("claim", "snapshot", "generation"),
+    ("recorder", "deaths", "capture", "launch"),
+    ("takeover", "flight"),
+    ("collector",),
+    ("commands.*", "integrations.*"),
 )
 
 # The package itself, which is above every level: what it imports, every producer loads.
 TOP = "shmrec"
-TOP_IMPORTS = {"recorder", "flight", "snapshot", "errors", "forensics"}
+TOP_IMPORTS = {"_version", "recorder", "flight", "snapshot", "errors", "events"}
 
 # (importer, imported) on one level.
 SIDEWAYS = (("commands.*", "commands.*"),)
@@ -39,8 +40,8 @@ THIRD_PARTIES = {
 }
 OTHER_THIRD_PARTIES = ("commands.*", "integrations.*")
 
-# The recorder maps its fork guard; only the segment maps what others share.
-MMAP = {"segment", "recorder"}
+# The writer maps its private fork guard; only the segment maps what others share.
+MMAP = {"segment", "batch"}
 SHARED_MEMORY = {"segment"}
 
 TOO_HEAVY_FOR_A_PRODUCER = {

@@ -1,0 +1,173 @@
+"""The writer against the reader over a plain bytearray, step by step.
+
+A step is a store or a load of shared memory; copying bytes is two. The ring is small, so that
+a few hundred events reset, fill, seal and lap every slot many times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from shmrec.layout import SlotFlag
+
+from .arena import Arena, Baton, batches, events_in, events_of, numbered
+
+EVENTS = 120
+
+
+def check_run(numbers: list[int], acknowledged: int) -> None:
+    """What is seen is a gapless run that reaches at least the last acknowledged event."""
+    if not numbers:
+        assert acknowledged < 0
+        return
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+    assert numbers[-1] in (acknowledged, acknowledged + 1)
+
+
+def test_a_reader_at_every_step_of_the_writer_sees_whole_events_and_all_acknowledged_ones() -> None:
+    arena = Arena()
+    reader = arena.reader()
+    acknowledged = -1
+    checks = 0
+
+    def look() -> None:
+        nonlocal checks
+        checks += 1
+        seen = events_in(reader)
+        # A slot being reset is the one whose events are lost next: the rest is gapless.
+        check_run([event.args["n"] for event in seen], acknowledged)
+
+    writer = arena.writer(look)
+    for name, n in numbered(EVENTS):
+        if n % 17 == 0:
+            arena.set_generation(2 + n)
+        writer.instant(name, n=n, pad="x" * 50)
+        acknowledged = n
+    assert arena.word("opening") > 3 * arena.geometry.slots
+    assert checks > 8 * EVENTS
+
+
+def test_a_killed_writer_leaves_every_acknowledged_event_whichever_step_it_died_at() -> None:
+    class Killed(BaseException):
+        pass
+
+    def run(stop_at: int) -> bool:
+        arena = Arena()
+        acknowledged = -1
+        steps = 0
+
+        def step() -> None:
+            nonlocal steps
+            steps += 1
+            if steps >= stop_at:
+                raise Killed
+
+        try:
+            writer = arena.writer(step)
+            for name, n in numbered(40):
+                if n in (7, 23):
+                    arena.set_generation(1 + n)
+                writer.instant(name, n=n, pad="x" * 40)
+                acknowledged = n
+        except Killed:
+            check_run([event.args["n"] for event in events_in(arena.reader())], acknowledged)
+            return True
+        return False
+
+    stop_at = 1
+    while run(stop_at):
+        stop_at += 1
+    assert stop_at > 300
+
+
+@pytest.mark.parametrize("pace", [1, 2, 3, 5, 8, 13, 40, 150, 400])
+def test_a_writer_that_moves_between_any_two_loads_never_tears_what_the_reader_gives(
+    pace: int,
+) -> None:
+    arena = Arena()
+    generation_of: dict[int, int] = {}
+
+    def work(step: Callable[[], None]) -> None:
+        writer = arena.writer(step)
+        for name, n in numbered(400):
+            if n % 29 == 0:
+                arena.set_generation(1 + n // 29)
+            generation_of[n] = 1 + n // 29
+            writer.instant(name, n=n)
+
+    baton = Baton(work)
+    reader = arena.reader(lambda: baton.advance(pace))
+    passes = 0
+    try:
+        while not baton.done:
+            passes += 1
+            last = -1
+            for batch in batches(reader):
+                numbers = [event.args["n"] for event in events_of(batch)]
+                assert numbers == list(range(batch.head.first, batch.head.first + len(numbers)))
+                assert {generation_of[n] for n in numbers} <= {batch.head.generation}
+                if numbers:
+                    assert numbers[0] > last
+                    last = numbers[-1]
+    finally:
+        baton.finish()
+    assert passes
+    assert [event.args["n"] for event in events_in(arena.reader())][-1] == 399
+
+
+def test_a_batch_is_sealed_when_the_next_one_is_opened_and_marks_its_generations_end() -> None:
+    arena = Arena()
+    writer = arena.writer()
+    writer.instant("a", n=0)
+    arena.set_generation(2)
+    writer.instant("b", n=1)
+    old, new = batches(arena.reader())
+    assert old.head.flags == SlotFlag.SEALED | SlotFlag.END_OF_GENERATION
+    assert new.head.flags == 0
+    assert (old.head.generation, new.head.generation) == (1, 2)
+    assert arena.word("closed_generation") == 1
+
+
+def test_a_completed_generation_never_gains_an_event() -> None:
+    arena = Arena(slots=8)
+    sizes: dict[int, int] = {}
+    closed = 0
+
+    def look() -> None:
+        nonlocal closed
+        closed = max(closed, arena.word("closed_generation"))
+        for batch in batches(arena.reader()):
+            if batch.head.generation <= closed:
+                known = sizes.setdefault(batch.head.number, batch.head.size)
+                assert batch.head.size == known
+
+    writer = arena.writer(look)
+    for name, n in numbered(60):
+        arena.set_generation(1 + n // 5)
+        writer.instant(name, n=n)
+    assert len(sizes) > 8
+
+
+def test_writing_is_odd_exactly_while_a_record_is_under_way() -> None:
+    arena = Arena()
+    seen: set[int] = set()
+    writer = arena.writer(lambda: seen.add(arena.word("writing") % 2))
+    assert arena.word("writing") % 2 == 0
+    writer.instant("a")
+    assert arena.word("writing") % 2 == 0
+    assert seen == {0, 1}
+
+
+def test_the_generation_is_loaded_after_writing_became_odd() -> None:
+    arena = Arena()
+
+    def step() -> None:
+        # The collector's half, at every step: advance, then look.
+        if arena.word("writing") % 2 == 0:
+            arena.set_generation(5)
+
+    writer = arena.writer(step)
+    writer.instant("a")
+    assert [batch.head.generation for batch in batches(arena.reader())] == [5]
