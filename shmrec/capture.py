@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from shmrec import fence, process, store
+from shmrec import fence, ledger, process, store
 from shmrec.errors import ShmrecError, SnapshotWriteError
 from shmrec.generation import Evidence, Flush, Flushes, Sight
 from shmrec.layout import EntryState
@@ -80,8 +80,7 @@ def take(segment: Segment, order: Order) -> Path:
     started_wall_ns = time.time_ns()
     fenced = True
     while not flushes.done:
-        old = segment.word("generation")
-        segment.set_word("generation", old + 1)
+        old = ledger.advance(segment)
         fenced = fence.barrier() and fenced
         # Enumerated after the advance: whoever attaches later starts in the new generation.
         producers = {entry.index: (reader, entry) for reader, entry in _claimed(readers)}
@@ -147,12 +146,19 @@ def _header(segment: Segment, order: Order) -> Header:
 
 
 def oldest_kept(
-    heads: Sequence[Sequence[Head]], wanted: int, *, size: int, period_ns: int, now_ns: int
+    heads: Sequence[Sequence[Head]],
+    wanted: int,
+    ends: Mapping[int, int],
+    *,
+    size: int,
+    period_ns: int,
+    now_ns: int,
 ) -> int:
     """The oldest generation that a snapshot keeps.
 
     From the newest complete generation `wanted` backwards, until `size` bytes per producer
-    or the age `period_ns` is exceeded; the generation that crosses a limit stays.
+    or the age `period_ns` is exceeded; the generation that crosses a limit stays, one that
+    lies beyond it does not. `ends` says when generations ended, as far as is known.
     """
     sizes: dict[int, int] = {}
     starts: dict[int, int] = {}
@@ -165,7 +171,8 @@ def oldest_kept(
     oldest, total, start = wanted, 0, now_ns
     limit = size * sum(1 for ring in heads if ring)
     for number, generation in enumerate(sorted(sizes, reverse=True)):
-        if number and (total > limit or now_ns - start > period_ns):
+        begun_by = ends.get(generation, start)
+        if number and (total > limit or now_ns - min(start, begun_by) > period_ns):
             break
         oldest = generation
         total += sizes[generation]
@@ -178,6 +185,7 @@ def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int
     oldest = oldest_kept(
         [reader.scan().heads for reader, _ in claimed],
         header.generation,
+        ledger.ends(segment),
         size=order.size,
         period_ns=order.period_ns,
         now_ns=header.taken_mono_ns,

@@ -20,18 +20,17 @@ import select
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from shmrec import capture, requests, store
+from shmrec import capture, ledger, requests, store
 from shmrec import segment as segments
 from shmrec.capture import CaptureStopped, Order
 from shmrec.deaths import UNKNOWN, Watched, Watcher
-from shmrec.errors import (
-    ShmrecError,
-)
+from shmrec.errors import SegmentError, ShmrecError
 from shmrec.layout import ENTRY, EntryState, SegmentState, Status, Verb
 from shmrec.manifest import Cause
 from shmrec.requests import Request
@@ -48,7 +47,10 @@ _CAUSE_NS: Final = 250_000_000
 _STATUS_POLL_SECONDS: Final = 0.02
 _RETRY_NS: Final = 5_000_000_000
 _LAST_DEADLINE_NS: Final = 200_000_000
+_LAST_LOCK_SECONDS: Final = 0.2
 _UNUSED_SECONDS: Final = 60.0
+_FAILURES: Final = 20
+_FAILURE_SECONDS: Final = 0.2
 _ATTEMPTS: Final = 20
 
 
@@ -88,6 +90,7 @@ class Collector:
         self._last_alive = time.monotonic()
         self._ever_attached = False
         self._waker: threading.Thread | None = None
+        self._failures = 0
 
     def stop(self, *_: object) -> None:
         """Ask the loop to end; may be called from a signal handler or another thread."""
@@ -107,9 +110,12 @@ class Collector:
         try:
             while not self.stopping and not until() and not self._deserted():
                 self._poll()
-                self._turn()
-        finally:
-            self._finish()
+                self._turn_safely()
+        except BaseException:
+            # Not ours to end: the segment stays for the next collector to adopt.
+            self._let_go()
+            raise
+        self._finish()
 
     def handle_signals(self) -> None:
         """Let SIGTERM and SIGINT stop the loop; from the main thread."""
@@ -138,6 +144,19 @@ class Collector:
             while os.read(self._wake_read, 4096):
                 pass
 
+    def _turn_safely(self) -> None:
+        """A turn; what it did not foresee is told, and after a while no longer borne."""
+        try:
+            self._turn()
+            self._failures = 0
+        except Exception as error:
+            self._failures += 1
+            if self._failures >= _FAILURES:
+                raise
+            trace = traceback.format_exception(error)[-2:]
+            self.settings.log(f"unexpected: {' '.join(' '.join(trace).split())}; going on")
+            time.sleep(_FAILURE_SECONDS)
+
     def _turn(self) -> None:
         """One look at everything."""
         now = time.monotonic_ns()
@@ -145,7 +164,7 @@ class Collector:
         self._notice_deaths(now)
         if now >= self._next_tick:
             self._next_tick = now + _TICK_NS
-            self.segment.set_word("generation", self.segment.word("generation") + 1)
+            ledger.advance(self.segment)
             self.segment.set_word("heartbeat_ns", now)
         self._serve()
         self._take_death_snapshot()
@@ -326,11 +345,13 @@ class Collector:
         for death in self._deaths:
             death.cause = death.cause or UNKNOWN
         self._take_death_snapshot(last=True)
-        self.stopping = True
         segment = self.segment
-        with segment.locked():
+        with contextlib.ExitStack() as held:
+            # Without the lock, whoever attaches now learns at its first event that it is over.
+            with contextlib.suppress(SegmentError):
+                held.enter_context(segment.locked(_LAST_LOCK_SECONDS))
             segment.set_word("state", SegmentState.CLOSED)
-            segment.set_word("generation", segment.word("generation") + 1)
+            ledger.advance(segment)
             if self._deaths:
                 self.settings.log(
                     f"recording {self.settings.name!r} is left in memory, its evidence could not "
@@ -341,6 +362,11 @@ class Collector:
         for request in requests.pending(segment):
             requests.answer(segment, request, "the recording has been stopped", Status.FAILED)
         remove_wakeup(segment)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close everything of this process; the recording itself is not touched."""
+        self.stopping = True
         if self._waker is not None:
             wake(self._wakeup)
             self._waker.join(timeout=1.0)
@@ -349,4 +375,4 @@ class Collector:
         self.watcher.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
-        segment.close()
+        self.segment.close()

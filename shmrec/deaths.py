@@ -33,6 +33,8 @@ _INFO: Final = struct.Struct("=QQ11Ii")
 _INFO_EXIT: Final = 1 << 3
 _GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11
 
+_TOLD_LIMIT: Final = 256
+
 UNKNOWN: Final = Cause("unknown", "no wait status could be had")
 
 
@@ -85,6 +87,9 @@ class Watcher:
             if known.incarnation == incarnation:
                 return known
             known.close()
+        if process.alive(pid, start_ticks):
+            # Word of an earlier process that had the same pid.
+            self._told.pop(pid, None)
         watched = Watched(index, incarnation, pid, start_ticks, _pidfd(pid, start_ticks))
         self.watched[index] = watched
         return watched
@@ -101,9 +106,10 @@ class Watcher:
         return [watched.pidfd for watched in self.watched.values() if watched.pidfd >= 0]
 
     def told(self, pid: int, status: int) -> None:
-        """A host's word on how a process ended; kept only for processes under watch."""
-        if any(watched.pid == pid for watched in self.watched.values()):
-            self._told[pid] = status
+        """A host's word on how a process ended; it may come before we knew the process."""
+        self._told[pid] = status
+        while len(self._told) > _TOLD_LIMIT:
+            del self._told[next(iter(self._told))]
 
     def gone(self, watched: Watched) -> bool:
         """Whether the process has ended."""

@@ -8,7 +8,7 @@ cannot be understood ends the batch, with the reason in `Decoded.damage`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
@@ -17,6 +17,8 @@ from shmrec.events import BEGIN, COUNTER, END, NAME, OPEN, THREAD, Event, OpenSp
 from shmrec.layout import SlotFlag
 
 __all__ = ["Damage", "Decoded", "decode"]
+
+_MALFORMED: Final = (ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException)
 
 
 class Damage(ValueError):
@@ -50,7 +52,13 @@ class Decoded:
     def __iter__(self) -> Iterator[Event]:
         try:
             yield from self._events()
-        except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            OverflowError,
+            msgpack.UnpackException,
+        ) as error:
             self.damage = f"undecodable after {self._time} ns: {type(error).__name__}: {error}"
 
     def _events(self) -> Iterator[Event]:

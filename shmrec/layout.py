@@ -63,6 +63,8 @@ BYTE_ORDER: Final = 0x0102030405060708
 NAME_PREFIX: Final = "shmrec."
 NAME_BYTES: Final = 64
 LABEL_BYTES: Final = 96
+LEDGER: Final = 128
+"""Generations whose beginnings the control block remembers."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ CONTROL: Final = Table(
         Row("attached", 1024, 8, "attachers", "rings claimed, under the lock"),
         Row("refused_full", 1032, 8, "attachers", "no ring to be had, under the lock"),
         Row("refused_space", 1040, 8, "attachers", "no memory for a ring, under the lock"),
+        Row("ledger", 2048, LEDGER * 16, "collector", "pairs: generation, when it began"),
     ),
 )
 

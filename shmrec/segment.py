@@ -50,6 +50,8 @@ __all__ = [
 _DIRECTORY: Final = "/dev/shm"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}\Z", re.ASCII)
 _READY_SECONDS: Final = 1.0
+LOCK_SECONDS: Final = 2.0
+_LOCK_POLL_SECONDS: Final = 0.001
 
 _closing = RLock()
 
@@ -135,10 +137,27 @@ class Segment:
         )
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the segment's lock: for attaching, request slots, and taking over."""
+    def locked(self, timeout: float = LOCK_SECONDS) -> Iterator[None]:
+        """Hold the segment's lock: for attaching, request slots, and taking over.
+
+        `timeout` in seconds: a process that was stopped while it held the lock must not stop
+        the others. Raises `SegmentError` when it is over.
+        """
         with _closing:
-            fcntl.lockf(self.fd, fcntl.LOCK_EX)
+            deadline = time.monotonic() + timeout
+            while True:
+                try:
+                    fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if error.errno not in (errno.EACCES, errno.EAGAIN):
+                        raise
+                if time.monotonic() > deadline:
+                    raise SegmentError(
+                        f"recording {self.name!r} has been locked by another process for "
+                        f"{timeout:g} s: is one of its processes stopped?"
+                    )
+                time.sleep(_LOCK_POLL_SECONDS)
             try:
                 yield
             finally:

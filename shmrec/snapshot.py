@@ -19,6 +19,7 @@ import heapq
 import os
 import struct
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,10 @@ import msgpack
 
 from shmrec import layout
 from shmrec.decoder import decode
+from shmrec.ending import find_ending
 from shmrec.errors import DamagedFileError, NoSuchSnapshotError
-from shmrec.events import Event, OpenSpan
-from shmrec.layout import Frame, SlotFlag
+from shmrec.events import Event
+from shmrec.layout import Frame
 from shmrec.manifest import Cause, Header, Producer
 from shmrec.ring import Batch
 
@@ -41,7 +43,7 @@ _LENGTH: Final = struct.Struct("<I")
 _MARKER: Final = _LENGTH.pack(layout.FRAME_MARKER)
 _SEARCH_BYTES: Final = 1 << 16
 _NOTES_LIMIT: Final = 100
-_VALUE_ERRORS: Final = (ValueError, TypeError, KeyError, msgpack.UnpackException)
+_VALUE_ERRORS: Final = (ValueError, TypeError, LookupError, msgpack.UnpackException)
 
 
 _HEADER_KEYS: Final = tuple(Header.__dataclass_fields__)
@@ -170,9 +172,19 @@ class Snapshot:
             ]
             yield from heapq.merge(*streams, key=_time)
 
-    def _events_of(self, file: IO[bytes], producer: Producer) -> Iterator[Event]:
+    def last(self, producer: Producer, count: int) -> list[Event]:
+        """The producer's newest events, oldest first, from as few batches as hold them."""
+        batches = self._batches.get(producer.index, [])
+        first, held = len(batches), 0
+        while first and held < count:
+            first -= 1
+            held += batches[first].count
+        with open(self.path, "rb") as file:
+            return list(deque(self._events_of(file, producer, first), maxlen=count))
+
+    def _events_of(self, file: IO[bytes], producer: Producer, first: int = 0) -> Iterator[Event]:
         pid, label, index = producer.pid, producer.label, producer.index
-        for where in self._batches.get(index, ()):
+        for where in self._batches.get(index, [])[first:]:
             for event in decode(
                 self._payload(file, where),
                 start_ns=where.start_ns,
@@ -183,8 +195,11 @@ class Snapshot:
                 yield event
 
     def _payload(self, file: IO[bytes], where: _Where) -> bytes:
-        value = msgpack.unpackb(os.pread(file.fileno(), where.length, where.offset))
-        payload: bytes = value[-1]
+        packed = os.pread(file.fileno(), where.length, where.offset)
+        try:
+            payload: bytes = _unpack(packed)[8]
+        except _VALUE_ERRORS as error:
+            raise DamagedFileError(f"{self.path} was changed while it was being read") from error
         return payload
 
     def _note(self, text: str) -> None:
@@ -212,7 +227,7 @@ class Snapshot:
                 self._work_out(file, producer)
 
     def _take(self, offset: int, packed: bytes) -> None:
-        value = msgpack.unpackb(packed, strict_map_key=False, unicode_errors="replace")
+        value = _unpack(packed)
         kind = value[0] if type(value) is list and value else None
         if kind == Frame.BATCH:
             index, number, generation, start_ns, first, count, flags = value[1:8]
@@ -251,24 +266,10 @@ class Snapshot:
             return
         producer.events = sum(where.count for where in batches)
         producer.oldest_ns = batches[0].start_ns
-        start = len(batches) - 1
-        while start and batches[start].flags & SlotFlag.PARTIAL_PREAMBLE:
-            start -= 1
-        spans: dict[int, OpenSpan] = {}
-        for where in batches[start:]:
-            decoded = decode(
-                self._payload(file, where),
-                start_ns=where.start_ns,
-                generation=where.generation,
-                flags=where.flags,
-                open_spans=spans,
-            )
-            producer.newest_ns = where.start_ns
-            for event in decoded:
-                producer.newest_ns = event.time_ns
-            if decoded.damage:
-                producer.damage.append(f"batch {where.number}: {decoded.damage}")
-        producer.open_spans = sorted(spans.values(), key=lambda span: (span.start_ns, span.span))
+        ending = find_ending(batches, lambda where: self._payload(file, where))
+        producer.newest_ns = ending.newest_ns
+        producer.open_spans = ending.open_spans
+        producer.damage += ending.damage
 
     def verify(self) -> list[str]:
         """Decode every event; say what is damaged, `damage` included."""
@@ -289,6 +290,10 @@ class Snapshot:
                     elif count != where.count:
                         found.append(f"{place}: {count} of {where.count} events")
         return found[:_NOTES_LIMIT]
+
+
+def _unpack(packed: bytes) -> Any:
+    return msgpack.unpackb(packed, strict_map_key=False, unicode_errors="replace")
 
 
 def _time(event: Event) -> int:
@@ -335,6 +340,8 @@ def _next_marker(file: IO[bytes], at: int, size: int) -> int:
 
 def _fill(target: Any, value: Any, keys: tuple[str, ...]) -> None:
     """Take over the known keys whose values have the type of the default."""
+    if type(value) is not dict:
+        raise ValueError(f"its fields are {type(value).__name__}, not a map")
     for key in keys:
         if key in value:
             if type(value[key]) is not type(getattr(target, key)):

@@ -14,7 +14,7 @@ LEVELS = (
     ("_version", "errors", "layout", "events"),
     ("process", "fence", "values"),
     ("segment",),
-    ("wakeup", "batch", "decoder", "manifest"),
+    ("wakeup", "ledger", "batch", "decoder", "manifest"),
     ("_engine", "ring", "requests", "store"),
     ("claim", "snapshot", "generation"),
     ("recorder", "deaths", "capture", "launch"),
@@ -28,7 +28,7 @@ TOP = "shmrec"
 TOP_IMPORTS = {"_version", "recorder", "flight", "snapshot", "errors", "events"}
 
 # (importer, imported) on one level.
-SIDEWAYS = (("commands.*", "commands.*"),)
+SIDEWAYS = (("commands.*", "commands.*"), ("integrations.*", "integrations.*"))
 
 # Who may import what is neither shmrec nor the standard library. Unnamed: commands, integrations.
 THIRD_PARTIES = {

@@ -212,7 +212,8 @@ def _run_command(
     ended = threading.Event()
 
     def wait() -> None:
-        child.wait()
+        code = child.wait()
+        collector.watcher.told(child.pid, -code if code < 0 else code << 8)
         ended.set()
         collector.wake()
 

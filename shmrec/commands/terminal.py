@@ -1,60 +1,99 @@
 """What all command-line tools share: how they end.
 
 A user's mistake is one line on stderr: status 2 for wrong usage, 1 for a failure. A reader
-that goes away (``| head``) ends the tool quietly.
+that goes away (``| head``) ends the tool quietly. click's own ``main`` is not used, because it
+answers a closed pipe, an interrupt and a command's status in its own way.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 
 import click
 
+from shmrec.commands.wording import safe
 from shmrec.errors import ShmrecError
 
 __all__ = ["run"]
 
+_INTERRUPTED = 128 + signal.SIGINT
+_PIPE_CLOSED = 128 + signal.SIGPIPE
+
 
 def run(command: click.Command, name: str) -> None:
     """Run a tool and exit with its status."""
+    _prepare_streams()
     try:
-        command.main(prog_name=name, standalone_mode=False)
-        status = 0
+        status = _status_of(command, name)
+    except SystemExit as leave:
+        status = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    sys.exit(_flushed(status, name))
+
+
+def _prepare_streams() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Started with the descriptor closed: there is nobody to tell.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif hasattr(stream, "reconfigure"):
+            # What a terminal's encoding lacks is shown escaped, not refused.
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _status_of(command: click.Command, name: str) -> int:
+    try:
+        with command.make_context(name, sys.argv[1:]) as context:
+            command.invoke(context)
+        return 0
     except click.exceptions.Exit as leave:
-        status = leave.exit_code
+        return leave.exit_code
     except click.UsageError as error:
-        hint = f" (see {name} --help)" if error.ctx is None else f" (see {_path(error)} --help)"
-        _say(f"{name}: {error.format_message()}{hint}")
-        status = 2
+        path = error.ctx.command_path if error.ctx is not None else name
+        _say(f"{name}: {error.format_message()} (see {path} --help)")
+        return 2
     except click.ClickException as error:
         _say(f"{name}: {error.format_message()}")
-        status = 1
+        return 1
     except (click.Abort, KeyboardInterrupt):
         _say(f"{name}: interrupted")
-        status = 130
+        return _INTERRUPTED
     except ShmrecError as error:
         _say(f"{name}: {error}")
-        status = 1
+        return 1
     except BrokenPipeError:
-        # Whoever read the output has seen enough; keep the interpreter from complaining.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
+        return _PIPE_CLOSED
     except OSError as error:
-        about = f"{error.filename}: " if error.filename else ""
-        _say(f"{name}: {about}{error.strerror or error}")
-        status = 1
-    with contextlib.suppress(BrokenPipeError, ValueError):
+        _say(f"{name}: {_described(error)}")
+        return 1
+
+
+def _flushed(status: int, name: str) -> int:
+    """Write out what is buffered; the tool's status afterwards."""
+    try:
         sys.stdout.flush()
-    sys.exit(status)
+    except BrokenPipeError:
+        status = status or _PIPE_CLOSED
+    except (OSError, ValueError) as error:
+        _say(f"{name}: cannot write the output: {_described(error)}")
+        status = status or 1
+    else:
+        return status
+    # The interpreter flushes once more at its end, and would complain.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
 
 
-def _path(error: click.UsageError) -> str:
-    assert error.ctx is not None
-    return error.ctx.command_path
+def _described(error: Exception) -> str:
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(" ".join(line.split()), file=sys.stderr)
+        print(safe(" ".join(line.split())), file=sys.stderr)

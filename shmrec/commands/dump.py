@@ -1,0 +1,88 @@
+"""``shmrec-dump``: looks at recordings and snapshots.
+
+Runs on a person's behalf, beside the recording or long after it. A verb is a module of
+`shmrec.commands.verbs` whose `command` is a click command: it is found by its name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Final
+
+import click
+
+from shmrec._version import __version__
+from shmrec.commands import verbs
+from shmrec.commands.terminal import run
+from shmrec.store import SUFFIX
+
+_DEFAULT: Final = "list"
+
+_EPILOG: Final = """\b
+Examples:
+  shmrec-dump                      what is being recorded, and which snapshots there are
+  shmrec-dump info                 what the newest snapshot says: read this first
+  shmrec-dump events --tail 50     what happened last, in all processes
+  shmrec-dump ps web               what every process of "web" is doing right now
+  shmrec-dump snapshot web         take a snapshot of it
+  shmrec-dump recover web          read what is left when everything has been killed
+
+Snapshots are looked for in --dir, by default $SHMREC_DIR, else $XDG_STATE_HOME/shmrec,
+else ~/.local/state/shmrec. Where a FILE may be left out, the newest one is meant.
+VERB -h tells more of a verb.
+
+\b
+Exit status: 0, 1 if something could not be done (or verify found damage), 2 for wrong
+usage. NO_COLOR=1 turns colours off; output that goes to a pipe has none.
+"""
+
+
+class _Verbs(click.Group):
+    """The verbs, imported as they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(module.name for module in pkgutil.iter_modules(verbs.__path__))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = importlib.import_module(f"{verbs.__name__}.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        mine = {name for option in self.get_params(ctx) for name in option.opts}
+        if not args or (args[0].startswith("-") and args[0] not in mine):
+            args = [_DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0].endswith(SUFFIX) and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"{args[0]!r} is not a verb: did you mean `{ctx.command_path} info FILE`?")
+        return super().resolve_command(ctx, args)
+
+
+@click.command(
+    cls=_Verbs,
+    epilog=_EPILOG,
+    subcommand_metavar="[VERB] ...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, message="shmrec-dump %(version)s")
+def dump() -> None:
+    """Look at recordings and snapshots of shmrec, the flight recorder.
+
+    Without a VERB, does what `list` does.
+    """
+
+
+def main() -> None:
+    """The entry point of ``shmrec-dump``."""
+    run(dump, "shmrec-dump")
+
+
+if __name__ == "__main__":
+    main()

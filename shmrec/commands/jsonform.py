@@ -1,0 +1,215 @@
+"""The JSON that the tools print: the contract with programs that read it.
+
+Runs in the command-line tools. Keys may be added, never taken away. Everything printed is
+ASCII, one line an object, and valid JSON whatever was recorded: bytes become
+``{"base64": ...}``, numbers that JSON lacks become their text, depth is bounded.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from shmrec.commands.wording import LOST, wall
+from shmrec.events import BEGIN, END, Event, OpenSpan
+from shmrec.live import LiveProducer, Recording
+from shmrec.manifest import Cause, Producer
+from shmrec.snapshot import Snapshot
+from shmrec.store import Stored
+
+__all__ = [
+    "dumps",
+    "event_object",
+    "live_object",
+    "recording_object",
+    "snapshot_object",
+    "stored_object",
+]
+
+_DEPTH: Final = 32
+
+
+def dumps(value: Any) -> str:
+    """One line of JSON."""
+    return json.dumps(plain(value), allow_nan=False)
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """The value made of what JSON has."""
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, str):
+        # Lone surrogates (undecodable file names) are valid \u escapes, but not everywhere.
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, (bytes, bytearray)):
+        return {"base64": base64.b64encode(value).decode("ascii")}
+    if depth >= _DEPTH:
+        return "…"
+    if isinstance(value, Mapping):
+        return {
+            key if isinstance(key, str) else str(key): plain(item, depth + 1)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [plain(item, depth + 1) for item in value]
+    return str(value)
+
+
+def event_object(snapshot: Snapshot, event: Event) -> dict[str, Any]:
+    """One event. `span` is null where the kind has none."""
+    found: dict[str, Any] = {
+        "time_ns": event.time_ns,
+        "wall": wall(snapshot.wall_ns(event.time_ns)),
+        "pid": event.pid,
+        "label": event.label,
+        "thread": event.thread,
+        "thread_name": event.thread_name,
+        "kind": event.kind,
+        "name": event.name,
+        "span": event.span if event.kind in (BEGIN.name, END.name) else None,
+        "args": event.args,
+        "generation": event.generation,
+    }
+    if event.duration_ns is not None:
+        found["duration_ns"] = event.duration_ns
+    if event.kind == "counter":
+        found["value"] = event.value
+    return found
+
+
+def span_objects(spans: Iterable[OpenSpan], reference_ns: int) -> list[dict[str, Any]]:
+    """Open spans, in the order they began."""
+    return [
+        {
+            "name": span.name,
+            "span": span.span,
+            "thread": span.thread,
+            "thread_name": span.thread_name,
+            "start_ns": span.start_ns,
+            "age_ns": reference_ns - span.start_ns,
+            "args": span.args,
+        }
+        for span in spans
+    ]
+
+
+def _lost(losses: Mapping[str, int]) -> dict[str, int]:
+    return dict.fromkeys(LOST, 0) | dict(losses)
+
+
+def _cause(cause: Cause | None) -> dict[str, Any] | None:
+    return vars(cause) if cause is not None else None
+
+
+def _producer_object(snapshot: Snapshot, producer: Producer) -> dict[str, Any]:
+    return {
+        "pid": producer.pid,
+        "label": producer.label,
+        "state": producer.state,
+        "evidence": producer.evidence,
+        "cause": _cause(producer.cause),
+        "events": producer.events,
+        "recorded": producer.recorded,
+        "trimmed": producer.trimmed,
+        "lost": _lost(producer.losses),
+        "oldest_ns": producer.oldest_ns,
+        "newest_ns": producer.newest_ns,
+        "attached_ns": producer.attached_ns,
+        "detached_ns": producer.detached_ns,
+        "ended_ns": producer.ended_ns,
+        "reference_ns": snapshot.reference_ns(producer),
+        "open_spans": span_objects(producer.open_spans, snapshot.reference_ns(producer)),
+        "engine": producer.engine,
+        "fenced": producer.fenced,
+        "identity": producer.identity,
+        "damage": producer.damage,
+    }
+
+
+def snapshot_object(snapshot: Snapshot) -> dict[str, Any]:
+    """What a snapshot says, without its events."""
+    header = snapshot.header
+    return {
+        "recording": header.recording,
+        "reason": header.reason,
+        "trigger": header.trigger,
+        "taken_at": wall(header.taken_wall_ns),
+        "taken_ns": header.taken_mono_ns,
+        "host": header.host,
+        "file": str(snapshot.path),
+        "size": snapshot.size,
+        "version": header.version,
+        "run": header.run_id,
+        "generation": header.generation,
+        "generations": header.generations,
+        "flushes": header.flushes,
+        "fenced": header.fenced,
+        "keep_size": header.keep_size,
+        "keep_period_ns": header.keep_period_ns,
+        "requests": header.requests,
+        "producers": [_producer_object(snapshot, each) for each in snapshot.producers],
+        "events": sum(producer.events for producer in snapshot.producers),
+        "batches": snapshot.batches,
+        "complete": snapshot.complete,
+        "damage": snapshot.damage,
+        "notes": header.notes,
+    }
+
+
+def recording_object(recording: Recording) -> dict[str, Any]:
+    """A recording in shared memory."""
+    return {
+        "name": recording.name,
+        "state": recording.state,
+        "collector": recording.collector,
+        "producers": {
+            "live": recording.live,
+            "dead": recording.dead,
+            "detached": recording.detached,
+            "unknown": recording.unknown,
+        },
+        "heartbeat_age_ns": recording.heartbeat_age_ns,
+        "generation": recording.generation,
+        "snapshots": recording.snapshots,
+        "refused": recording.refused,
+        "size": recording.size,
+        "problem": recording.problem or None,
+    }
+
+
+def stored_object(stored: Stored) -> dict[str, Any]:
+    """A snapshot file, as its name tells."""
+    return {
+        "file": str(stored.path),
+        "recording": stored.recording,
+        "taken_at": wall(int(stored.taken) * 1_000_000_000),
+        "reason": stored.reason,
+        "death": stored.death,
+        "size": stored.size,
+    }
+
+
+def live_object(producer: LiveProducer, now_ns: int) -> dict[str, Any]:
+    """A producer at this moment."""
+    entry = producer.entry
+    reference = entry.ended_ns or entry.detached_ns or now_ns
+    return {
+        "pid": entry.pid,
+        "label": entry.label,
+        "state": producer.state,
+        "engine": entry.engine,
+        "recorded": producer.recorded,
+        "lost": _lost({"overwritten": producer.overwritten, **entry.losses}),
+        "newest_ns": producer.newest_ns,
+        "last_event_age_ns": now_ns - producer.newest_ns if producer.newest_ns else None,
+        "attached_ns": entry.attached_ns,
+        "detached_ns": entry.detached_ns,
+        "ended_ns": entry.ended_ns,
+        "open_spans": span_objects(producer.open_spans, reference),
+        "damage": producer.damage,
+    }

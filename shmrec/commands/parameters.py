@@ -1,0 +1,160 @@
+"""What the verbs take: a snapshot file, a recording, a moment, ``--dir``, ``--json``.
+
+Runs in ``shmrec-dump``. What may be left out is looked for here, so that every verb looks in
+the same places.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from shmrec import store
+from shmrec.segment import Segment, open_segment
+from shmrec.snapshot import Snapshot, read
+
+__all__ = [
+    "Moment",
+    "MomentType",
+    "directory_option",
+    "file_argument",
+    "json_option",
+    "open_recording",
+    "open_snapshot",
+    "recording_arguments",
+]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_SECOND: Final = 1_000_000_000
+_UNITS: Final = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_AGO: Final = re.compile(r"-?(\d+(?:\.\d*)?|\.\d+)\s*(ns|us|ms|s|m|h|d)?(?:\s+ago)?\Z")
+
+
+def directory_option(function: _F) -> _F:
+    """``--dir``; the verb gets `directory`."""
+    return click.option(
+        "--dir",
+        "directory",
+        type=click.Path(path_type=Path),
+        default=store.default_directory,
+        callback=lambda context, parameter, value: value.absolute(),
+        show_default="$SHMREC_DIR, else ~/.local/state/shmrec",
+        help="The directory of snapshots.",
+    )(function)
+
+
+def json_option(function: _F) -> _F:
+    """``--json``; the verb gets `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def file_argument(function: _F) -> _F:
+    """``[FILE]``; the verb gets `file` for `open_snapshot`."""
+    return click.argument("file", required=False, type=click.Path(path_type=Path))(function)
+
+
+def open_snapshot(file: Path | None, directory: Path) -> Snapshot:
+    """The snapshot in `file`, by default the newest in the directory."""
+    return read(file if file is not None else store.newest(directory))
+
+
+def recording_arguments(function: _F) -> _F:
+    """``NAME | --path FILE``; the verb gets `name` and `path` for `open_recording`."""
+    option = click.option(
+        "--path", type=click.Path(), help="A recording whose memory is this file, instead of NAME."
+    )
+    return click.argument("name", required=False)(option(function))
+
+
+def open_recording(name: str | None, path: str | None, *, writable: bool = False) -> Segment:
+    """The segment of the recording that the arguments name."""
+    if (name is None) == (path is None):
+        raise click.UsageError(
+            "give the NAME of a recording, or --path FILE", click.get_current_context(silent=True)
+        )
+    if path is None:
+        assert name is not None
+        return open_segment(name, writable=writable)
+    path = os.path.abspath(path)
+    with open_segment(path, path, writable=False) as segment:
+        called = segment.recorded_name
+    return open_segment(called or path, path, writable=writable)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment in a snapshot: so long before it was taken, or by the wall clock.
+
+    `ago_ns`, or `wall_ns`, or `of_day_ns`, the last time before the snapshot when a clock
+    showed it.
+    """
+
+    ago_ns: int | None = None
+    wall_ns: int | None = None
+    of_day_ns: int | None = None
+
+    def mono_ns(self, snapshot: Snapshot, *, end: bool = False) -> int:
+        """CLOCK_MONOTONIC nanoseconds of the host that recorded.
+
+        A wall-clock moment stands for its whole microsecond, as the tools print no more;
+        `end` asks for its last nanosecond.
+        """
+        header = snapshot.header
+        if self.ago_ns is not None:
+            return header.taken_mono_ns - self.ago_ns
+        wall_ns = self.wall_ns
+        if wall_ns is None:
+            assert self.of_day_ns is not None
+            day = 86_400 * _SECOND
+            wall_ns = header.taken_wall_ns // day * day + self.of_day_ns
+            if wall_ns > header.taken_wall_ns:
+                wall_ns -= day
+        return header.taken_mono_ns + wall_ns - header.taken_wall_ns + (999 if end else 0)
+
+
+class MomentType(click.ParamType["Moment"]):
+    """``5``, ``-5``, ``250ms``, ``"5s ago"``, a UTC time of day, or ISO 8601."""
+
+    name = "moment"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "WHEN"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Moment:
+        if isinstance(value, Moment):
+            return value
+        text = str(value).strip().lower().replace("µ", "u")
+        ago = _AGO.match(text)
+        if ago is not None:
+            seconds = float(ago[1]) * _UNITS[ago[2] or "s"]
+            return Moment(ago_ns=round(seconds * _SECOND))
+        try:
+            if re.match(r"\d{4}-", text):
+                when = datetime.fromisoformat(text.upper())
+                when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+                since = when - datetime(1970, 1, 1, tzinfo=UTC)
+                return Moment(wall_ns=since // timedelta(microseconds=1) * 1_000)
+            of_day = time.fromisoformat(text.removesuffix("z"))
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r} is no moment: write 5 or 250ms (before the snapshot), 12:30:05.25, or "
+                "2026-01-31T12:30:05Z",
+                param,
+                ctx,
+            )
+        return Moment(of_day_ns=_of_day_ns(of_day))
+
+
+def _of_day_ns(of_day: time) -> int:
+    seconds = of_day.hour * 3600 + of_day.minute * 60 + of_day.second
+    return (seconds * 1_000_000 + of_day.microsecond) * 1_000

@@ -1,0 +1,84 @@
+"""The end of a snapshot's report: what is missing from it, and why the rest can be believed.
+
+Runs in ``shmrec-dump info``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from shmrec.commands.screen import Screen
+from shmrec.commands.wording import LOST, age, counted, safe, size, some, who
+from shmrec.snapshot import Snapshot
+
+__all__ = ["print_losses", "print_reliability"]
+
+_DAMAGE_SHOWN: Final = 10
+
+
+def print_losses(screen: Screen, snapshot: Snapshot) -> None:
+    """Say what was recorded and is not in the snapshot, by cause."""
+    screen.line()
+    lost = [
+        (each, kind, number)
+        for each in snapshot.producers
+        for kind, number in each.losses.items()
+        if number
+    ]
+    trimmed = [each for each in snapshot.producers if each.trimmed]
+    if not lost and not trimmed:
+        screen.line("Nothing was lost.")
+        return
+    screen.line(("Not in this snapshot:", "strong"))
+    for cause in dict.fromkeys(kind for _, kind, _ in lost):
+        those = [(each, number) for each, kind, number in lost if kind == cause]
+        total = counted(sum(number for _, number in those), "event")
+        meaning = LOST.get(cause, f"lost: {safe(cause)}")
+        of = some([f"pid {each.pid} {number:,}" for each, number in those])
+        style = "" if cause == "overwritten" else "warn"
+        screen.line((total, style), f" {meaning} ({of})", indent=2)
+    if trimmed:
+        header = snapshot.header
+        total = counted(sum(each.trimmed for each in trimmed), "event")
+        limits = f"{size(header.keep_size)} a process, {age(header.keep_period_ns)}"
+        screen.line(f"{total} beyond what a snapshot keeps ({limits})", indent=2)
+
+
+def print_reliability(screen: Screen, snapshot: Snapshot) -> None:
+    """Say whether the snapshot is complete, what was damaged, and what proves the rest."""
+    header = snapshot.header
+    screen.line()
+    if snapshot.complete:
+        screen.line(("Complete", "good"), f" up to generation {header.generation}.")
+    else:
+        screen.line(("Not complete", "bad"), f", up to generation {header.generation}:")
+    for producer in snapshot.producers:
+        if producer.evidence == "stalled":
+            screen.line(
+                f"{who(producer)} did not show in time that it had finished its last event: what "
+                "it was just recording may be missing",
+                indent=2,
+            )
+        for note in producer.damage[:_DAMAGE_SHOWN]:
+            screen.line(f"{who(producer)}: {safe(note)}", indent=2)
+    for note in [*snapshot.damage, *header.notes][:_DAMAGE_SHOWN]:
+        screen.line(safe(note), indent=2)
+    more = len(snapshot.damage) + len(header.notes) - _DAMAGE_SHOWN
+    if more > 0:
+        screen.line(f"and {more} more: see `shmrec-dump verify`", indent=2)
+    screen.line(_proof(snapshot))
+
+
+def _proof(snapshot: Snapshot) -> str:
+    header = snapshot.header
+    if not header.flushes:
+        return "Nothing was flushed: the memory was read as it was found."
+    shown = Counter(producer.evidence for producer in snapshot.producers)
+    evidence = ", ".join(f"{number} {safe(kind)}" for kind, number in sorted(shown.items()))
+    flushes = {1: "One flush", 2: "Two flushes"}.get(header.flushes, f"{header.flushes} flushes")
+    if header.fenced:
+        return f"{flushes}, fenced by membarrier ({evidence})."
+    if header.flushes == 1:
+        return f"membarrier was not available: one flush, the in-band signal alone ({evidence})."
+    return f"membarrier was not available: two flushes carried the proof ({evidence})."

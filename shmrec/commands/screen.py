@@ -1,0 +1,107 @@
+"""Text for people: styled lines and tables on a terminal, the same text plain anywhere else.
+
+Runs in the command-line tools. Nothing is interpreted as markup, and only strings that went
+through `wording.safe` may come here. Piped text has no escape sequences, no trailing blanks
+and no width that it would be broken at; ``NO_COLOR`` gives the same on a terminal, but for
+the width.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from rich.console import COLOR_SYSTEMS, Console
+from rich.padding import Padding
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Part", "Screen"]
+
+Part = str | tuple[str, str]
+"""A piece of text, or one with the name of its style."""
+
+_STYLES: Final = {
+    "bad": Style(color="red", bold=True),
+    "warn": Style(color="yellow"),
+    "good": Style(color="green"),
+    "name": Style(color="cyan"),
+    "strong": Style(bold=True),
+    "dim": Style(dim=True),
+}
+_UNBROKEN: Final = 1_000_000
+
+
+class Screen:
+    """Standard output."""
+
+    def __init__(self) -> None:
+        terminal = sys.stdout.isatty()
+        self._console = Console(
+            file=sys.stdout,
+            color_system="auto" if not os.environ.get("NO_COLOR") else None,
+            width=None if terminal else _UNBROKEN,
+            markup=False,
+            emoji=False,
+            highlight=False,
+        )
+        self.terminal = terminal
+        self._colours = COLOR_SYSTEMS.get(self._console.color_system or "")
+
+    def line(self, *parts: Part, indent: int = 0, hang: int = 2) -> None:
+        """A line of text; on a terminal, broken where it ends, with `hang` more blanks."""
+        if not parts:
+            self.raw("")
+        elif not self.terminal:
+            self.raw(" " * indent + "".join(self._rendered(part) for part in parts))
+        else:
+            text = Text()
+            for part in parts:
+                text.append(part if isinstance(part, str) else part[0], self._style(part))
+            # Broken by hand, because every line but the first goes further to the right.
+            width = max(20, self._console.width - indent - hang)
+            first, *rest = text.wrap(self._console, width, overflow="fold")
+            self._console.print(Padding(first, (0, 0, 0, indent)))
+            for more in rest:
+                self._console.print(Padding(more, (0, 0, 0, indent + hang)))
+
+    def stream(self, *parts: Part) -> None:
+        """One of very many lines: as it is, however long."""
+        self.raw("".join(self._rendered(part) for part in parts))
+
+    def raw(self, line: str) -> None:
+        """A finished line."""
+        sys.stdout.write(f"{line.rstrip()}\n")
+
+    def table(
+        self, headings: Sequence[str], rows: Sequence[Sequence[Part]], *, indent: int = 0
+    ) -> None:
+        """Columns; a heading that ends in ``>`` is of numbers, set to the right."""
+        table = Table(box=None, pad_edge=False, header_style=_STYLES["dim"], padding=(0, 2, 0, 0))
+        for heading in headings:
+            justify = "right" if heading.endswith(">") else "left"
+            table.add_column(
+                heading.removesuffix(">"),
+                justify=justify,  # type: ignore[arg-type]
+                overflow="fold",
+            )
+        for row in rows:
+            cells = [
+                Text(cell if isinstance(cell, str) else cell[0], self._style(cell)) for cell in row
+            ]
+            table.add_row(*cells)
+        with self._console.capture() as capture:
+            self._console.print(Padding(table, (0, 0, 0, indent)))
+        for line in capture.get().removesuffix("\n").split("\n"):
+            self.raw(line)
+
+    def _style(self, part: Part) -> Style:
+        return _STYLES[part[1]] if isinstance(part, tuple) and part[1] else Style.null()
+
+    def _rendered(self, part: Part) -> str:
+        if isinstance(part, str):
+            return part
+        return self._style(part).render(part[0], color_system=self._colours)

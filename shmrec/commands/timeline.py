@@ -1,0 +1,42 @@
+"""Events and open spans as lines of text.
+
+Runs in the command-line tools, for as many lines as there are events: no layout, no tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from shmrec.commands.screen import Part
+from shmrec.commands.wording import age, arguments, safe
+from shmrec.events import BEGIN, COUNTER, END, EXCEPTION, Event, OpenSpan
+
+__all__ = ["event_parts", "newest_first", "thread_of"]
+
+_STYLES: Final = {EXCEPTION.name: "bad", BEGIN.name: "good", END.name: "dim", COUNTER.name: "warn"}
+
+
+def event_parts(event: Event, limit: int = 0) -> list[Part]:
+    """What happened: kind, name, duration or value, arguments (cut to `limit` characters)."""
+    parts: list[Part] = [
+        (f"{event.kind:<9} ", _STYLES.get(event.kind, "")),
+        (safe(event.name), "name"),
+    ]
+    if event.duration_ns is not None:
+        parts.append(f" took {age(event.duration_ns)}")
+    if event.kind == COUNTER.name:
+        parts.append(f" = {safe(event.value)}")
+    if event.args:
+        parts.append(f"  {arguments(event.args, limit)}")
+    return parts
+
+
+def newest_first(spans: Iterable[OpenSpan]) -> list[OpenSpan]:
+    """The spans by how recently they began: the innermost first, where they are nested."""
+    return sorted(spans, key=lambda span: (span.start_ns, span.span), reverse=True)
+
+
+def thread_of(span: OpenSpan) -> str:
+    """The thread's name, or its number where it has none."""
+    return safe(span.thread_name) or f"thread {span.thread}"

@@ -1,0 +1,1 @@
+"""The verbs of ``shmrec-dump``: each module is one, its `command` does it."""

@@ -1,0 +1,122 @@
+"""``shmrec-dump events``: the events of a snapshot, of all processes in time order."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+import click
+
+from shmrec.commands.jsonform import dumps, event_object
+from shmrec.commands.parameters import (
+    Moment,
+    MomentType,
+    directory_option,
+    file_argument,
+    json_option,
+    open_snapshot,
+)
+from shmrec.commands.screen import Screen
+from shmrec.commands.timeline import event_parts
+from shmrec.commands.wording import clock, safe
+from shmrec.events import KINDS, Event
+from shmrec.snapshot import Snapshot
+
+_EPILOG: Final = """\b
+WHEN is one of
+  5, -5, 5s, 250ms, 2m, "5s ago"   that long before the snapshot was taken (ns us ms s m h d)
+  12:30:05.25                      a time of day, UTC, as printed in the first column
+  2026-01-31T12:30:05.25Z          ISO 8601; UTC unless it says otherwise
+
+\b
+The columns: time of day in UTC, seconds before the snapshot, label and pid, thread, event.
+
+\b
+Examples:
+  shmrec-dump events --tail 20
+  shmrec-dump events --pid 4242 --since 2
+  shmrec-dump events --kind exception --name 'ValueError*'
+  shmrec-dump events --json | jq -c 'select(.duration_ns > 1e9) | [.name, .args]'
+"""
+
+
+@click.command("events", epilog=_EPILOG)
+@file_argument
+@directory_option
+@click.option("--pid", "pids", type=int, multiple=True, help="Of this process; may be repeated.")
+@click.option("--thread", help="Of this thread, by its id or its name.")
+@click.option(
+    "--kind",
+    "kinds",
+    type=click.Choice([kind.name for kind in KINDS if kind.counted]),
+    multiple=True,
+    help="Of this kind; may be repeated.",
+)
+@click.option("--name", help="With a name that matches this shell pattern.")
+@click.option("--since", type=MomentType(), help="From then on.")
+@click.option("--until", type=MomentType(), help="Up to then.")
+@click.option("--tail", type=click.IntRange(0), help="Only the last so many of those.")
+@json_option
+def command(
+    file: Path | None,
+    directory: Path,
+    pids: tuple[int, ...],
+    thread: str | None,
+    kinds: tuple[str, ...],
+    name: str | None,
+    since: Moment | None,
+    until: Moment | None,
+    tail: int | None,
+    as_json: bool,
+) -> None:
+    """Print the events of a snapshot, of all processes in time order, one a line."""
+    snapshot = open_snapshot(file, directory)
+    indexes = None
+    if pids:
+        indexes = {each.index for each in snapshot.producers if each.pid in pids}
+        for pid in set(pids) - {each.pid for each in snapshot.producers}:
+            click.echo(f"shmrec-dump: no process {pid} is in {snapshot.path.name}", err=True)
+    tests: list[Callable[[Event], bool]] = []
+    if thread is not None:
+        tests.append(lambda event: thread in (str(event.thread), event.thread_name))
+    if kinds:
+        tests.append(lambda event: event.kind in kinds)
+    if name is not None:
+        tests.append(lambda event: fnmatchcase(event.name, name))
+    if since is not None:
+        first = since.mono_ns(snapshot)
+        tests.append(lambda event: event.time_ns >= first)
+    if until is not None:
+        last = until.mono_ns(snapshot, end=True)
+        tests.append(lambda event: event.time_ns <= last)
+    found: Iterable[Event] = _matching(snapshot.events(producers=indexes), tests)
+    if tail is not None:
+        found = deque(found, maxlen=tail)
+    if as_json:
+        for event in found:
+            sys.stdout.write(f"{dumps(event_object(snapshot, event))}\n")
+    else:
+        _print(snapshot, found)
+
+
+def _matching(events: Iterable[Event], tests: list[Callable[[Event], bool]]) -> Iterator[Event]:
+    return (event for event in events if all(test(event) for test in tests))
+
+
+def _print(snapshot: Snapshot, events: Iterable[Event]) -> None:
+    screen = Screen()
+    taken = snapshot.header.taken_mono_ns
+    names = {each.index: f"{safe(each.label)}[{each.pid}]" for each in snapshot.producers}
+    wide = max(map(len, names.values()), default=0)
+    for event in events:
+        screen.stream(
+            (clock(snapshot.wall_ns(event.time_ns)), "dim"),
+            f" {(event.time_ns - taken) / 1e9:+12.6f}  ",
+            f"{names[event.producer]:<{wide}}  ",
+            (f"{safe(event.thread_name) or event.thread:<12}  ", "dim"),
+            *event_parts(event),
+        )

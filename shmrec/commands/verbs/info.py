@@ -1,0 +1,36 @@
+"""``shmrec-dump info``: the report of a snapshot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from shmrec.commands.jsonform import dumps, snapshot_object
+from shmrec.commands.parameters import directory_option, file_argument, json_option, open_snapshot
+from shmrec.commands.report import print_report
+from shmrec.commands.screen import Screen
+
+_EPILOG: Final = """\b
+Examples:
+  shmrec-dump info                          the newest snapshot
+  shmrec-dump info web-20260131T120000Z-death-of-worker-1.shmrec
+  shmrec-dump info --json | jq '.producers[] | select(.state == "dead") | .open_spans'
+
+Ages of open spans are measured to the moment when the process's end was noticed, or when
+it detached, or else when the snapshot was taken.
+"""
+
+
+@click.command("info", epilog=_EPILOG)
+@file_argument
+@directory_option
+@json_option
+def command(file: Path | None, directory: Path, as_json: bool) -> None:
+    """Say what happened, to whom, what each process was in the middle of, and what was lost."""
+    snapshot = open_snapshot(file, directory)
+    if as_json:
+        click.echo(dumps(snapshot_object(snapshot)))
+    else:
+        print_report(Screen(), snapshot)

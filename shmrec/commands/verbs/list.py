@@ -1,0 +1,123 @@
+"""``shmrec-dump list``: what is being recorded, and which snapshots there are."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final
+
+import click
+
+from shmrec import live, store
+from shmrec.commands.jsonform import dumps, recording_object, stored_object
+from shmrec.commands.parameters import directory_option, json_option
+from shmrec.commands.screen import Part, Screen
+from shmrec.commands.wording import age, moment, safe, size
+
+_SHOWN: Final = 20
+_LATE_NS: Final = 5_000_000_000
+_STYLES: Final = {live.OPEN: "good", live.CLOSED: "dim"}
+
+_EPILOG: Final = """\b
+States of a recording:
+  open        a collector or a process lives
+  stale       neither does; `recover` reads it, `clean` removes it
+  closed      ended in order, its memory left because it holds what could not be saved
+  foreign     of another pid namespace (a container): nothing can be told of its processes
+  unreadable  of another user or version, or damaged
+
+\b
+Examples:
+  shmrec-dump list
+  shmrec-dump list --json | jq '.snapshots[0].file'
+"""
+
+
+@click.command("list", epilog=_EPILOG)
+@directory_option
+@click.option("--all", "everything", is_flag=True, help=f"Not only the newest {_SHOWN} snapshots.")
+@json_option
+def command(directory: Path, everything: bool, as_json: bool) -> None:
+    """List recordings in shared memory, and snapshots, the newest first."""
+    recordings = live.recordings()
+    stored = store.listing(directory)
+    if as_json:
+        found = {
+            "recordings": [recording_object(each) for each in recordings],
+            "directory": str(directory),
+            "snapshots": [stored_object(each) for each in stored],
+        }
+        click.echo(dumps(found))
+        return
+    screen = Screen()
+    _recordings(screen, recordings)
+    screen.line()
+    _snapshots(screen, directory, stored if everything else stored[:_SHOWN])
+    if len(stored) > _SHOWN and not everything:
+        screen.line(f"and {len(stored) - _SHOWN} older ones: --all lists them", indent=2)
+
+
+def _recordings(screen: Screen, recordings: list[live.Recording]) -> None:
+    if not recordings:
+        screen.line("No recordings in shared memory.")
+        return
+    screen.line(("Recordings", "strong"))
+    rows: list[list[Part]] = []
+    for each in recordings:
+        collector: Part = f"pid {each.collector}" if each.collector else ("none", "bad")
+        late = (each.heartbeat_age_ns or 0) > _LATE_NS
+        heartbeat = f"{age(each.heartbeat_age_ns)} ago" if each.heartbeat_age_ns else ""
+        rows.append(
+            [
+                (safe(each.name), "name"),
+                (each.state, _STYLES.get(each.state, "warn")),
+                collector if each.state != live.UNREADABLE else "",
+                _producers(each),
+                (heartbeat, "bad" if late else ""),
+                str(each.generation) if each.generation else "",
+            ]
+        )
+    headings = ("name", "state", "collector", "processes", "heartbeat>", "generation>")
+    screen.table(headings, rows, indent=2)
+    for each in recordings:
+        if each.problem:
+            screen.line((safe(each.problem), "warn"), indent=2)
+        elif each.state == live.OPEN and each.collector is None:
+            screen.line(
+                (f"{safe(each.name)} has no collector: start it again with ", "warn"),
+                f"`shmrec-collect {safe(each.name)}`",
+                indent=2,
+            )
+
+
+def _producers(recording: live.Recording) -> str:
+    counts = {
+        "live": recording.live,
+        "dead": recording.dead,
+        "detached": recording.detached,
+        "unknown": recording.unknown,
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
+def _snapshots(screen: Screen, directory: Path, stored: list[store.Stored]) -> None:
+    if not stored:
+        screen.line(f"No snapshots in {safe(directory)}.")
+        return
+    screen.line((f"Snapshots in {safe(directory)}", "strong"))
+    now = time.time()
+    rows: list[list[Part]] = []
+    for each in stored:
+        ago = max(0, int((now - each.taken) * 1e9))
+        rows.append(
+            [
+                moment(int(each.taken) * 1_000_000_000),
+                f"{age(ago)} ago",
+                (safe(each.recording), "name"),
+                (safe(each.reason), "bad" if each.death else ""),
+                size(each.size),
+                safe(each.path.name),
+            ]
+        )
+    headings = ("when", "", "recording", "reason", "size>", "file")
+    screen.table(headings, rows, indent=2)

@@ -1,0 +1,51 @@
+"""``shmrec-dump recover``: a snapshot of memory that nobody serves any more."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+import click
+
+from shmrec import takeover
+from shmrec.commands.parameters import directory_option, open_recording, recording_arguments
+from shmrec.errors import CollectorRunningError
+
+_EPILOG: Final = """\b
+Examples:
+  shmrec-dump recover web
+  shmrec-dump recover --path /mnt/memory/web
+  shmrec-dump info "$(shmrec-dump recover web)"
+
+The memory stays as it is: `shmrec-dump clean` removes it, and starting the recording
+again replaces it.
+"""
+
+
+@click.command("recover", epilog=_EPILOG)
+@recording_arguments
+@directory_option
+@click.option("--reason", default="recovered", show_default=True, help="Kept in the snapshot.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Even while a collector lives, but does not answer: read the memory as it is.",
+)
+def command(name: str | None, path: str | None, directory: Path, reason: str, force: bool) -> None:
+    """Write a snapshot of recording NAME without its collector, and print its path.
+
+    For when everything was killed: what the processes recorded is still in memory. Nothing is
+    flushed, and nothing in the memory is changed.
+    """
+    with open_recording(name, path) as segment:
+        collector = segment.collector()
+        if collector is not None and not force:
+            which = f"--path {path}" if name is None else name
+            raise CollectorRunningError(
+                f"recording {segment.name!r} has a live collector, pid {collector}: use "
+                f"`shmrec-dump snapshot {which}`, which flushes first; if that does not answer, "
+                "--force reads the memory as it is"
+            )
+        taken = takeover.recover(segment, directory, reason=reason)
+    click.echo(os.fsencode(taken))

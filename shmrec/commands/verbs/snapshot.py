@@ -1,0 +1,93 @@
+"""``shmrec-dump snapshot``: have the collector take one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+
+from shmrec import requests, store
+from shmrec.commands.parameters import open_recording, recording_arguments
+from shmrec.errors import SnapshotWriteError
+from shmrec.layout import REASON_BYTES, Verb
+from shmrec.wakeup import open_wakeup
+
+_EPILOG: Final = """\b
+Examples:
+  shmrec-dump snapshot web --reason "slow since noon"
+  shmrec-dump snapshot web -o /tmp/web.shmrec
+  shmrec-dump info "$(shmrec-dump snapshot web)"
+  ssh host shmrec-dump snapshot web -o - > web.shmrec
+"""
+
+
+@click.command("snapshot", epilog=_EPILOG)
+@recording_arguments
+@click.option("--reason", default="requested", show_default=True, help="Why; kept in the snapshot.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write it to this file, which must not exist yet (- for standard output), and not "
+    "into the collector's directory.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds to wait for the collector.",
+)
+def command(
+    name: str | None, path: str | None, reason: str, output: Path | None, timeout: float
+) -> None:
+    """Take a snapshot of all processes of recording NAME, and print its path."""
+    if len(reason.encode("utf-8", "replace")) > REASON_BYTES:
+        raise click.UsageError(f"--reason may have {REASON_BYTES} bytes at most")
+    piped = output == Path("-")
+    if piped and sys.stdout.isatty():
+        raise click.UsageError("a snapshot is no text: send standard output to a file")
+    if output is not None and not piped:
+        _check_free(output)
+    with open_recording(name, path, writable=True) as segment:
+        verb = Verb.SNAPSHOT if output is None else Verb.TRANSFER
+        taken = requests.ask(segment, open_wakeup(segment), verb, reason=reason, timeout=timeout)
+    if output is None:
+        click.echo(os.fsencode(taken))
+        return
+    try:
+        with open(taken, "rb") as source:
+            if piped:
+                shutil.copyfileobj(source, sys.stdout.buffer)
+                return
+            # Resolved, because a directory behind a link is a fine place for a file.
+            folder = output.parent.resolve()
+            with store.Unfinished(folder) as unfinished:
+                shutil.copyfileobj(source, unfinished.file)
+                unfinished.publish(_only(output))
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(taken)
+    click.echo(os.fsencode(output))
+
+
+def _check_free(output: Path) -> None:
+    if os.path.lexists(output):
+        raise _taken(output)
+    if not output.parent.is_dir():
+        raise SnapshotWriteError(f"cannot write {output}: there is no directory {output.parent}")
+
+
+def _only(output: Path) -> Iterator[str]:
+    yield output.name
+    raise _taken(output)
+
+
+def _taken(output: Path) -> SnapshotWriteError:
+    return SnapshotWriteError(f"{output} exists: name another file, none is ever replaced")

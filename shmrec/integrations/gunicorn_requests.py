@@ -1,0 +1,185 @@
+"""HTTP requests as spans: one from `pre_request` to `post_request`, never mixed.
+
+Runs in gunicorn's workers. Method and path are recorded, nothing else of a request unless it
+was asked for by name: no query string, no header, no body.
+
+Invariants:
+
+- A span is found by its request object's identity: threads, greenlets and tasks overlap, and
+  the ASGI worker's request objects allow neither attributes nor weak references.
+- A request that never comes to its `post_request` costs one entry until its address is used
+  again, and there are never more than `_LIMIT` of these.
+- A status is one that was sent, or that gunicorn is known to send; otherwise there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextvars import ContextVar
+from typing import Any, Final
+
+from shmrec.recorder import Recorder
+
+__all__ = ["FIELDS", "RequestSpans", "check_fields"]
+
+FIELDS: Final = ("query", "remote_addr", "scheme")
+"""What may be recorded of a request besides; and ``header:NAME``."""
+
+_HEADER: Final = "header:"
+_LIMIT: Final = 10_000
+
+_Field = Callable[[Any], Any]
+
+
+def check_fields(fields: Iterable[str]) -> tuple[str, ...]:
+    """The fields, or `ValueError` if one is not known."""
+    if isinstance(fields, str):
+        raise ValueError(f"fields must be a list of names, not {fields!r}")
+    wanted = tuple(fields)
+    for name in wanted:
+        if name not in FIELDS and not (name.startswith(_HEADER) and name != _HEADER):
+            raise ValueError(
+                f"{name!r} cannot be recorded of a request: use {', '.join(FIELDS)} or header:NAME"
+            )
+    return wanted
+
+
+class _Opened:
+    """A request that has begun; what is learnt of it on its way."""
+
+    __slots__ = ("error", "span", "status")
+
+    def __init__(self, span: int) -> None:
+        self.span = span
+        self.status: int | None = None
+        self.error: str | None = None
+
+
+_current: ContextVar[_Opened | None] = ContextVar("shmrec_request", default=None)
+
+
+class RequestSpans:
+    """The requests that a worker is in the middle of."""
+
+    def __init__(self, recorder: Recorder, fields: Iterable[str] = ()) -> None:
+        self._recorder = recorder
+        self._fields = {name: _field(name) for name in fields}
+        self._open: dict[int, _Opened] = {}
+        self._asgi = False
+
+    def begin(self, request: Any) -> None:
+        """A request begins."""
+        extra = {}
+        for name, field in self._fields.items():
+            value = field(request)
+            if value is not None:
+                extra[name] = value
+        span = self._recorder.begin("request", method=request.method, path=request.path, **extra)
+        if not span:
+            return
+        key = id(request)
+        if key in self._open:
+            # Its address had another request, which has ended without a word.
+            self._abandon(key)
+        elif len(self._open) >= _LIMIT:
+            self._abandon(next(iter(self._open)))
+        self._open[key] = opened = _Opened(span)
+        if self._asgi:
+            _current.set(opened)
+
+    def _abandon(self, key: int) -> None:
+        opened = self._open.pop(key, None)
+        if opened is not None:
+            self._recorder.end(opened.span, abandoned=True)
+
+    def end(self, request: Any, response: Any, error: BaseException | None) -> None:
+        """A request ends: with a response, with the exception in flight, or with neither."""
+        opened = self._open.pop(id(request), None)
+        if opened is None:
+            return
+        if isinstance(error, StopIteration):
+            # How gunicorn's loops end a connection, after an error or without one.
+            error = error.__context__
+        status = opened.status
+        if self._asgi:
+            pass
+        elif response is not None and (error is None or response.headers_sent):
+            status = _number(response.status)
+        elif _answered_500(error):
+            status = 500
+        args: dict[str, Any] = {}
+        if status is not None:
+            args["status"] = status
+        if error is not None:
+            args["error"] = type(error).__name__
+        elif opened.error is not None:
+            args["error"] = opened.error
+        self._recorder.end(opened.span, **args)
+
+    def watch(self, app: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        """The ASGI application, its responses' status noted.
+
+        gunicorn makes a response object for `post_request` only if it keeps an access log.
+        """
+        self._asgi = True
+
+        async def watched(scope: Any, receive: Any, send: Any) -> None:
+            opened = _current.get() if scope["type"] == "http" else None
+            if opened is None:
+                await app(scope, receive, send)
+                return
+
+            async def noting(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    opened.status = message["status"]
+                await send(message)
+
+            try:
+                await app(scope, receive, noting)
+            except Exception as error:
+                opened.error = type(error).__name__
+                if opened.status is None and _answered_500(error):
+                    opened.status = 500
+                raise
+            if opened.status is None:
+                opened.status = 500
+
+        return watched
+
+
+def _answered_500(error: BaseException | None) -> bool:
+    """Whether gunicorn answers an exception of the application's with status 500.
+
+    It closes the connection at an OSError, and has other answers for its own exceptions.
+    """
+    return (
+        isinstance(error, Exception)
+        and not isinstance(error, OSError)
+        and not type(error).__module__.startswith("gunicorn.")
+    )
+
+
+def _number(status: Any) -> int | None:
+    """200 for "200 OK"."""
+    if isinstance(status, str):
+        status = status[:3]
+    try:
+        return int(status)
+    except (TypeError, ValueError):
+        return None
+
+
+def _field(name: str) -> _Field:
+    if not name.startswith(_HEADER):
+        return _remote_addr if name == "remote_addr" else lambda request: getattr(request, name)
+    wanted = name.removeprefix(_HEADER).upper()
+
+    def header(request: Any) -> Any:
+        return next((value for key, value in request.headers if key.upper() == wanted), None)
+
+    return header
+
+
+def _remote_addr(request: Any) -> Any:
+    address = getattr(request, "remote_addr", None)
+    return address[0] if isinstance(address, tuple) else address or None

@@ -1,0 +1,198 @@
+"""A recording while it is being recorded, seen without disturbing anybody.
+
+Runs in tools. Reads the segment and ``/proc``; asks nobody, flushes nothing, writes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+from shmrec import process
+from shmrec.ending import Ending, find_ending
+from shmrec.errors import NoSuchRecordingError, ShmrecError
+from shmrec.events import OpenSpan
+from shmrec.layout import EntryState, SegmentState
+from shmrec.ring import Entry, Head, RingReader
+from shmrec.segment import Segment, names, open_segment
+
+__all__ = ["LiveProducer", "Recording", "look", "producers", "recordings"]
+
+OPEN: Final = "open"
+STALE: Final = "stale"
+CLOSED: Final = "closed"
+FOREIGN: Final = "foreign"
+UNREADABLE: Final = "unreadable"
+
+RUNNING: Final = "running"
+STOPPED: Final = "stopped"
+DEAD: Final = "dead"
+DETACHED: Final = "detached"
+JOINING: Final = "joining"
+UNKNOWN: Final = "unknown"
+
+_ATTEMPTS: Final = 8
+
+
+@dataclass
+class Recording:
+    """A recording as a whole.
+
+    `state`: open (a collector or a producer lives), stale (neither does), closed (it was ended
+    in order, but its memory is still there), foreign (its processes are in another pid
+    namespace, so nothing can be told of them), unreadable (`problem` says why).
+    """
+
+    name: str
+    state: str
+    collector: int | None = None
+    generation: int = 0
+    heartbeat_age_ns: int | None = None
+    snapshots: int = 0
+    size: int = 0
+    live: int = 0
+    dead: int = 0
+    detached: int = 0
+    unknown: int = 0
+    refused: int = 0
+    problem: str = ""
+
+    @property
+    def used(self) -> bool:
+        """Whether any process ever joined it."""
+        return bool(self.live or self.dead or self.detached or self.unknown)
+
+
+@dataclass
+class LiveProducer:
+    """A producer at this moment. `state` is one of this module's words."""
+
+    entry: Entry
+    state: str
+    overwritten: int = 0
+    recorded: int = 0
+    newest_ns: int = 0
+    open_spans: list[OpenSpan] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
+
+    @property
+    def reference_ns(self) -> int:
+        """The moment to which its open spans have lasted: its end, or now."""
+        return self.entry.ended_ns or self.entry.detached_ns or time.monotonic_ns()
+
+
+def recordings() -> list[Recording]:
+    """All recordings in shared memory, readable or not, by name."""
+    found = []
+    for name in names():
+        try:
+            with open_segment(name, writable=False) as segment:
+                found.append(look(segment))
+        except NoSuchRecordingError:
+            continue
+        except ShmrecError as error:
+            found.append(Recording(name, UNREADABLE, problem=str(error)))
+    return found
+
+
+def look(segment: Segment) -> Recording:
+    """The recording as a whole."""
+    collector = segment.collector()
+    recording = Recording(
+        segment.name,
+        STALE,
+        collector=collector,
+        generation=segment.word("generation"),
+        snapshots=segment.word("snapshots"),
+        size=segment.geometry.segment_size,
+        refused=segment.word("refused_full") + segment.word("refused_space"),
+    )
+    heartbeat = segment.word("heartbeat_ns")
+    if heartbeat and segment.field("boot_id") == process.boot_id():
+        recording.heartbeat_age_ns = max(0, time.monotonic_ns() - heartbeat)
+    for reader in _claimed(segment):
+        state = _state(segment, reader.entry())
+        recording.live += state in (RUNNING, STOPPED, JOINING)
+        recording.dead += state == DEAD
+        recording.detached += state == DETACHED
+        recording.unknown += state == UNKNOWN
+    if _foreign(segment):
+        recording.state = FOREIGN
+    elif collector is None and segment.state == SegmentState.CLOSED:
+        recording.state = CLOSED
+    elif collector is not None or recording.live:
+        recording.state = OPEN
+    return recording
+
+
+def producers(segment: Segment) -> list[LiveProducer]:
+    """Every producer that joined and whose ring nobody has taken over."""
+    found = [_producer(segment, reader) for reader in _claimed(segment)]
+    return [producer for producer in found if producer is not None]
+
+
+def _claimed(segment: Segment) -> list[RingReader]:
+    geometry = segment.geometry
+    readers = [
+        RingReader(segment.view, segment.words, geometry, index)
+        for index in range(geometry.producers)
+    ]
+    return [reader for reader in readers if reader.incarnation()]
+
+
+def _foreign(segment: Segment) -> bool:
+    """Whether it was made in this boot of the machine, but where pids mean something else."""
+    return segment.field("boot_id") == process.boot_id() and not segment.same_boot()
+
+
+def _state(segment: Segment, entry: Entry) -> str:
+    if entry.state == EntryState.DETACHED:
+        return DETACHED
+    if _foreign(segment):
+        return UNKNOWN
+    seen = process.stat(entry.pid) if segment.same_boot() else None
+    if seen is None or not process.alive(entry.pid, entry.start_ticks):
+        return DEAD
+    if entry.state == EntryState.CLAIMING:
+        return JOINING
+    return STOPPED if seen.state in "Tt" else RUNNING
+
+
+class _LappedError(Exception):
+    """The producer overwrote what was being read."""
+
+
+def _producer(segment: Segment, reader: RingReader) -> LiveProducer | None:
+    def payload(head: Head) -> bytes:
+        copy = reader.copy(head)
+        if copy is None:
+            raise _LappedError
+        return copy.payload
+
+    for _ in range(_ATTEMPTS):
+        entry = reader.entry()
+        scan = reader.scan()
+        damage = list(scan.damage)
+        ending = Ending()
+        try:
+            ending = find_ending(scan.heads, payload)
+        except _LappedError:
+            damage.append("it records faster than it can be read")
+            continue
+        finally:
+            taken_over = reader.incarnation() != entry.incarnation
+        if not taken_over:
+            break
+    if taken_over:
+        return None
+    heads = scan.heads
+    return LiveProducer(
+        entry,
+        _state(segment, entry),
+        overwritten=heads[0].first if heads else 0,
+        recorded=reader.recorded(heads),
+        newest_ns=ending.newest_ns,
+        open_spans=ending.open_spans,
+        damage=damage + ending.damage,
+    )

@@ -1,0 +1,145 @@
+"""Fixtures for tests with real processes: names, waiting, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import shmrec
+from shmrec import process, recorder, segment
+from shmrec.errors import ShmrecError
+from shmrec.wakeup import remove_wakeup
+
+WAIT_SECONDS = 30.0
+_numbers = itertools.count(1)
+
+
+def pytest_report_header() -> str:
+    return f"shmrec {shmrec.__version__}, engine {shmrec.engine}"
+
+
+def wait_until(condition: Callable[[], object], timeout: float = WAIT_SECONDS) -> None:
+    """Wait until `condition()` is true; fails the test when it does not become so."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout:g} s: {condition}")
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def recording_name() -> Iterator[str]:
+    """A name that no other test uses; its recording is gone afterwards."""
+    name = f"test-{os.getpid()}-{next(_numbers)}"
+    yield name
+    end_recording(name)
+
+
+def end_recording(name: str) -> None:
+    """Kill the recording's collector if there is one, and remove its traces."""
+    with contextlib.suppress(ShmrecError):
+        left = segment.open_segment(name)
+        pid, started = left.collector(), left.word("collector_start")
+        if pid is not None and pid != os.getpid():
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not process.alive(pid, started))
+        remove_wakeup(left)
+        left.close()
+    segment.remove(name)
+
+
+def leftovers(name: str) -> list[str]:
+    """What /dev/shm still holds of the recording."""
+    return [entry for entry in os.listdir("/dev/shm") if entry == f"shmrec.{name}"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No test leaves this worker's segments, or a default recorder that is attached."""
+    yield
+    mine = [
+        entry for entry in os.listdir("/dev/shm") if entry.startswith(f"shmrec.test-{os.getpid()}-")
+    ]
+    for entry in mine:
+        end_recording(entry.removeprefix("shmrec."))
+    attached = recorder.default.attached
+    if attached:
+        shmrec.detach()
+    assert not mine, f"left behind: {mine}"
+    assert not attached, "the default recorder was left attached"
+
+
+class Script:
+    """A Python program under test: started with source text, spoken to by lines."""
+
+    def __init__(self, source: str, *args: str, env: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", source, *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env={**os.environ, **(env or {})},
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def line(self) -> str:
+        """The next line that it prints; fails the test if it ends instead."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"ended with {self.process.wait()} instead of speaking"
+        return line.strip()
+
+    def say(self, line: str = "") -> None:
+        """Send it a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        return self.process.wait(WAIT_SECONDS)
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[..., Script]]:
+    """Starts `Script`s and ends them with the test."""
+    started: list[Script] = []
+
+    def start(source: str, *args: str, env: dict[str, str] | None = None) -> Script:
+        started.append(Script(source, *args, env=env))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+def snapshots(directory: Path, part: str = "") -> list[Path]:
+    """The snapshot files whose names hold `part`, oldest first."""
+    found = [path for path in directory.glob("*.shmrec") if part in path.name]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
