@@ -27,6 +27,7 @@ __all__ = ["CaptureStopped", "Order", "take", "take_cold"]
 _POLL_FIRST_SECONDS: Final = 0.00005
 _POLL_LAST_SECONDS: Final = 0.002
 _NOTES_LIMIT: Final = 50
+_NO_CUT: Final = 1 << 62
 
 
 class CaptureStopped(ShmrecError):
@@ -229,9 +230,13 @@ def _write_producer(
     oldest: int,
     wanted: int,
 ) -> None:
+    producer = _producer(entry, order, evidence)
     scan = reader.scan()
-    heads = scan.heads
-    wished = [head for head in heads if oldest <= head.generation <= wanted]
+    # Of a producer that goes on, what came after the wanted generation is not part of the cut:
+    # it would stand behind a gap. One that has ended or stalled is taken to its last byte.
+    cut = wanted if producer.state == "running" else max(wanted, _NO_CUT)
+    heads = [head for head in scan.heads if head.generation <= cut] or scan.heads[-1:]
+    wished = [head for head in heads if oldest <= head.generation]
     if heads and (not wished or wished[-1] is not heads[-1]):
         wished.append(heads[-1])
     copies = [copy for head in wished if (copy := reader.copy(head)) is not None]
@@ -241,7 +246,6 @@ def _write_producer(
         copies = [copy for head in again[-1:] if (copy := reader.copy(head)) is not None]
     if reader.incarnation() != entry.incarnation:
         return  # Another process took the ring over: nothing of this one is left.
-    producer = _producer(entry, order, evidence)
     _count(producer, heads, copies)
     producer.damage = scan.damage[:_NOTES_LIMIT]
     writer.producer(producer)

@@ -290,7 +290,9 @@ class Collector:
         self.segment.set_word("snapshots", self.segment.word("snapshots") + 1)
         if names is None:
             self.snapshots.append(path)
-            self.settings.log(f"snapshot ({reason}): {path}")
+            if trigger == "death":
+                # Who asks for one is told its path; of a death nobody else speaks.
+                self.settings.log(f"snapshot ({reason}): {path}")
             store.enforce_quota(
                 self.settings.directory,
                 count=self.settings.quota_count,

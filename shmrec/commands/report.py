@@ -28,6 +28,7 @@ _SPANS_IN_TABLE: Final = 3
 _ARGUMENTS: Final = 300
 _ARGUMENTS_IN_TABLE: Final = 100
 _NAMED: Final = 4
+_MAIN: Final = "MainThread"
 _ORDER: Final = {"dead": 1, "stalled": 2, "running": 3, "detached": 4}
 
 
@@ -168,23 +169,30 @@ def _others(screen: Screen, snapshot: Snapshot, more_dead: list[Producer]) -> No
 
 
 def _inside_of(screen: Screen, snapshot: Snapshot, producers: list[Producer]) -> None:
-    rows: list[list[Part]] = []
+    rows: list[dict[str, Part]] = []
     for producer in producers:
         reference = snapshot.reference_ns(producer)
         spans = newest_first(producer.open_spans)
-        last = (
-            age(reference - producer.newest_ns) + " before" if producer.newest_ns else "no events"
-        )
-        state = (safe(producer.state), "" if producer.state == "running" else "bad")
-        first: list[Part] = [str(producer.pid), safe(producer.label), state, last]
+        last = f"{age(reference - producer.newest_ns)} before" if producer.newest_ns else "none"
+        first: dict[str, Part] = {
+            "pid>": str(producer.pid),
+            "label": safe(producer.label),
+            "state": (safe(producer.state), "" if producer.state == "running" else "bad"),
+            "last event": last,
+        }
         if not spans:
-            rows.append([*first, ("nothing", "dim"), "", ""])
+            rows.append({**first, "inside of": ("nothing", "dim")})
         for span in spans[:_SPANS_IN_TABLE]:
             inside = f"{safe(span.name)}  {arguments(span.args, _ARGUMENTS_IN_TABLE)}".rstrip()
-            lasted = age(reference - span.start_ns)
-            rows.append([*first, (inside, "name"), lasted, (thread_of(span), "dim")])
-            first = [""] * 4
+            inner: dict[str, Part] = {"inside of": (inside, "name"), "thread": thread_of(span)}
+            rows.append({**first, **inner, "for>": age(reference - span.start_ns)})
+            first = {}
         if len(spans) > _SPANS_IN_TABLE:
-            rows.append([*first, f"and {len(spans) - _SPANS_IN_TABLE} more", "", ""])
-    headings = ("pid>", "label", "state", "last event", "inside of", "for>", "thread")
-    screen.table(headings, rows, indent=2)
+            rows.append({"inside of": f"and {len(spans) - _SPANS_IN_TABLE} more"})
+    headings = ["pid>", "label", "state", "last event", "inside of", "for>", "thread"]
+    # What says the same of everybody would only take room from the arguments.
+    if all(producer.state == "running" for producer in producers):
+        headings.remove("state")
+    if all(row.get("thread", _MAIN) == _MAIN for row in rows):
+        headings.remove("thread")
+    screen.table(headings, [[row.get(name, "") for name in headings] for row in rows], indent=2)

@@ -63,10 +63,14 @@ class Screen:
                 text.append(part if isinstance(part, str) else part[0], self._style(part))
             # Broken by hand, because every line but the first goes further to the right.
             width = max(20, self._console.width - indent - hang)
-            first, *rest = text.wrap(self._console, width, overflow="fold")
-            self._console.print(Padding(first, (0, 0, 0, indent)))
-            for more in rest:
-                self._console.print(Padding(more, (0, 0, 0, indent + hang)))
+            for number, broken in enumerate(text.wrap(self._console, width, overflow="fold")):
+                pieces = [
+                    piece.style.render(piece.text, color_system=self._colours)
+                    if piece.style
+                    else piece.text
+                    for piece in broken.render(self._console)
+                ]
+                self.raw(" " * (indent + hang * bool(number)) + "".join(pieces))
 
     def stream(self, *parts: Part) -> None:
         """One of very many lines: as it is, however long."""

@@ -31,6 +31,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, MutableMapping
+from types import EllipsisType
 from typing import Any, Final
 
 from shmrec import layout
@@ -169,12 +170,17 @@ def pre_request(worker: Any, req: Any) -> None:
 
 
 def post_request(
-    worker: Any, req: Any, environ: Any, resp: Any, *, error: BaseException | None = None
+    worker: Any,
+    req: Any,
+    environ: Any,
+    resp: Any,
+    *,
+    error: BaseException | EllipsisType | None = ...,
 ) -> None:
-    """A request is over; `resp` is None if the application raised before there was one."""
+    """A request is over, with the exception that is in flight unless `error` says which."""
     if _spans is not None:
         try:
-            _spans.end(req, resp, error or sys.exc_info()[1])
+            _spans.end(req, resp, sys.exc_info()[1] if error is ... else error)
         except Exception as failure:
             _warn(worker.log, f"a request was not recorded: {failure!r}")
 
@@ -209,10 +215,11 @@ def install(
 
     _fields = check_fields(fields)
     _recording.settings = Settings(recording, directory, size, period, producers, path, linger)
-    known = {setting.name: setting for setting in KNOWN_SETTINGS}
+    validators = {setting.name: setting.validator for setting in KNOWN_SETTINGS}
     for name, ours in _HOOKS.items():
-        if name in known:
-            add(namespace, name, ours, known[name].validator)
+        validator = validators.get(name)
+        if validator is not None:
+            add(namespace, name, ours, validator)
 
 
 _HOOKS: Final[dict[str, Callable[..., None]]] = {

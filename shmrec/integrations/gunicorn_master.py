@@ -223,12 +223,12 @@ class MasterRecording:
         """Leave in order; end the recording if it is ours and nobody else is in it."""
         if not self.kept:
             return
-        if self._ours:
-            # A killed collector's memory is put in order by the next one only.
-            with contextlib.suppress(ShmrecError, OSError):
-                self.keep()
+        # A killed collector's memory is put in order by the next one only.
+        with contextlib.suppress(ShmrecError, OSError):
+            self.keep()
         segment, self._segment = self._segment, None
-        assert segment is not None
+        if segment is None:
+            return
         if self.recorder is not None:
             self.recorder.detach()
         with contextlib.closing(segment):

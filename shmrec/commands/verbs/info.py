@@ -23,7 +23,7 @@ it detached, or else when the snapshot was taken.
 """
 
 
-@click.command("info", epilog=_EPILOG)
+@click.command("info", epilog=_EPILOG, short_help="Report what happened, and to whom.")
 @file_argument
 @directory_option
 @json_option

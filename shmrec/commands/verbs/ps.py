@@ -35,7 +35,7 @@ Examples:
 """
 
 
-@click.command("ps", epilog=_EPILOG)
+@click.command("ps", epilog=_EPILOG, short_help="Show what each process is doing right now.")
 @recording_arguments
 @click.option("--all", "everything", is_flag=True, help="Detached processes too.")
 @json_option

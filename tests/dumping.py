@@ -1,0 +1,231 @@
+"""For the tests of ``shmrec-dump``: running it, a recording to look at, files made by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from shmrec import events
+from shmrec.manifest import Header, Producer
+from shmrec.ring import Batch, Head
+from shmrec.snapshot import FileWriter
+
+from .conftest import WAIT_SECONDS, Script, end_recording, snapshots, wait_until
+
+DUMP = (sys.executable, "-m", "shmrec.commands.dump")
+
+HOSTILE = "\x1b]0;owned\x07\x1b[31m[bold red]x[/] \u202e\r\n"
+"""A terminal escape, rich's markup, a direction override, line ends."""
+
+SCENE = """
+import os, signal, sys, time, shmrec
+
+name, directory, hostile = sys.argv[1:]
+recorder = shmrec.FlightRecorder(name, directory=directory)
+recorder.start()
+recorder.recorder.relabel("master")
+
+def worker(number):
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(write)
+        os.read(read, 1)
+        return pid
+    shmrec.attach(label=f"worker {number}")
+    shmrec.instant("cache.miss", key=f"k{number}", blob=b"\\xff\\x00", ratio=float("nan"))
+    shmrec.counter("queue", number)
+    with shmrec.span("warm-up"):
+        pass
+    shmrec.begin("request", method="GET", path=f"/slow/{number}")
+    shmrec.begin("query " + hostile, **{"sql" + hostile: hostile})
+    try:
+        raise ValueError(hostile)
+    except ValueError as error:
+        shmrec.exception(error)
+    os.write(write, b"x")
+    os.close(write)
+    time.sleep(300)
+    os._exit(1)
+
+workers = [worker(number) for number in range(3)]
+left = os.fork()
+if not left:
+    shmrec.attach(label="left")
+    shmrec.instant("hello")
+    shmrec.detach()
+    os._exit(0)
+os.waitpid(left, 0)
+shmrec.instant("scene.ready")
+print(*workers, flush=True)
+for line in sys.stdin:
+    exec(line)
+    print("done", flush=True)
+for pid in workers:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+recorder.stop()
+"""
+
+
+def dump(
+    *args: object,
+    check: int | None = 0,
+    env: dict[str, str] | None = None,
+    said: str = "",
+) -> subprocess.CompletedProcess[str]:
+    """Run ``shmrec-dump`` and check its status; `said` goes to its standard input."""
+    done = subprocess.run(
+        [*DUMP, *map(str, args)],
+        input=said,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS * 2,
+        env=environment(env),
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    if check is not None:
+        assert done.returncode == check, (done.returncode, done.stdout, done.stderr)
+    return done
+
+
+def environment(more: dict[str, str] | None = None) -> dict[str, str]:
+    """This environment, but for what would change what a tool prints."""
+    dropped = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "SHMREC_DIR")
+    kept = {key: value for key, value in os.environ.items() if key not in dropped}
+    return {**kept, **(more or {})}
+
+
+def dump_json(*args: object, check: int = 0) -> Any:
+    """The one JSON object that the tool prints."""
+    return json.loads(dump(*args, "--json", check=check).stdout)
+
+
+def failure(*args: object, check: int = 1, env: dict[str, str] | None = None) -> str:
+    """The one line with which the tool fails."""
+    done = dump(*args, check=check, env=env)
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("shmrec-dump: ")
+    return lines[0]
+
+
+def on_terminal(*args: object, columns: int = 80, env: dict[str, str] | None = None) -> str:
+    """What the tool prints on a terminal of so many columns."""
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    process = subprocess.Popen(
+        [*DUMP, *map(str, args)],
+        stdin=side,
+        stdout=side,
+        stderr=side,
+        env=environment({"TERM": "xterm-256color", **(env or {})}),
+    )
+    os.close(side)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(main, 65536):
+            shown += chunk
+    os.close(main)
+    assert process.wait(WAIT_SECONDS) == 0, shown
+    return shown.decode().replace("\r\n", "\n")
+
+
+class Scene:
+    """A recording: a master, three workers inside of spans, one process that has left."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name = name
+        self.directory = directory
+        self.script = Script(SCENE, name, str(directory), HOSTILE)
+        self.workers: list[int] = []
+
+    def ready(self) -> Scene:
+        self.workers = [int(pid) for pid in self.script.line().split()]
+        return self
+
+    def do(self, line: str) -> None:
+        """Have the master run a line."""
+        self.script.say(line)
+        assert self.script.line() == "done"
+
+    def kill_everything(self, collector: int) -> None:
+        """SIGKILL, the collector first, so that it notices nothing."""
+        os.kill(collector, signal.SIGKILL)
+        self.script.kill()
+        for pid in self.workers:
+            os.kill(pid, signal.SIGKILL)
+        self.script.wait()
+
+    def close(self) -> None:
+        for pid in self.workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.script.close()
+        end_recording(self.name)
+
+
+def crash(name: str, directory: Path) -> tuple[Path, list[int]]:
+    """A snapshot of the scene with worker 1 killed, and the workers' pids."""
+    scene = Scene(name, directory)
+    try:
+        scene.ready()
+        scene.do("os.kill(workers[1], signal.SIGKILL); os.waitpid(workers.pop(1), 0)")
+        wait_until(lambda: snapshots(directory, "death"))
+        return snapshots(directory, "death")[0], scene.workers
+    finally:
+        scene.close()
+
+
+def batch(*happenings: list[Any], number: int = 1, generation: int = 1, start_ns: int = 0) -> Batch:
+    """A batch of events as the wire has them, their names being the texts themselves."""
+    packed, count = b"", 0
+    names: dict[str, int] = {}
+    for kind, delta, *fields in happenings:
+        if kind != events.NAME.number:
+            place = 1 if kind == events.THREAD.number else 0
+            name = fields[place]
+            if name not in names:
+                names[name] = len(names)
+                packed += msgpack.packb([events.NAME.number, 0, names[name], name])
+            fields[place] = names[name]
+        packed += msgpack.packb([kind, delta, *fields])
+        count += events.KINDS[kind].counted
+    head = Head(number, generation, start_ns, len(packed), count, 0, 0, 0)
+    return Batch(head, packed)
+
+
+def write_file(path: Path, header: Header, producers: list[tuple[Producer, list[Batch]]]) -> Path:
+    """A snapshot file of what one pleases."""
+    with open(path, "wb") as file:
+        writer = FileWriter(file)
+        writer.header(header)
+        for producer, batches in producers:
+            writer.producer(producer)
+            for each in batches:
+                writer.batch(producer.index, each)
+        writer.trailer()
+    return path
+
+
+@contextlib.contextmanager
+def a_scene(name: str, directory: Path) -> Iterator[Scene]:
+    scene = Scene(name, directory)
+    try:
+        yield scene.ready()
+    finally:
+        scene.close()

@@ -1,0 +1,534 @@
+"""Joining a recording: attach, fork in all its forms, losses, coming and going."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import shmrec
+from shmrec import recorder, segment
+from shmrec.errors import (
+    LayoutMismatchError,
+    NoSuchRecordingError,
+    RecordingNameError,
+    ShmrecError,
+    SpaceError,
+    WrongOwnerError,
+)
+from shmrec.layout import ENTRY
+from shmrec.segment import open_segment
+
+from .conftest import Script, wait_until
+
+
+@pytest.fixture
+def flight(recording_name: str, tmp_path: Path) -> Iterator[shmrec.FlightRecorder]:
+    made = shmrec.FlightRecorder(recording_name, directory=tmp_path, max_producers=40)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def unattached(flight: shmrec.FlightRecorder) -> shmrec.FlightRecorder:
+    """A recording that this process is not attached to."""
+    flight.recorder.detach()
+    return flight
+
+
+def recorded(flight: shmrec.FlightRecorder) -> list[tuple[int, str]]:
+    """Pid and name of every event of a new snapshot."""
+    return [(event.pid, event.name) for event in shmrec.read(flight.snapshot())]
+
+
+def run(source: str, *args: str, status: int = 0) -> str:
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", source, *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == status, ended.stderr
+    return ended.stdout
+
+
+# Attaching.
+
+
+def test_before_any_attach_the_functions_do_nothing() -> None:
+    shmrec.instant("x", n=1)
+    assert shmrec.begin("x") == 0
+    shmrec.end(0)
+    shmrec.counter("x", 1)
+    shmrec.exception(ValueError())
+    with shmrec.span("x"):
+        pass
+    assert shmrec.snapshot("x") is None
+    shmrec.detach()
+
+
+def test_attaching_twice_gives_the_same_recorder_under_the_new_label(
+    flight: shmrec.FlightRecorder,
+) -> None:
+    first = shmrec.attach(flight.name, label="one", required=True)
+    assert shmrec.attach(flight.name, required=True) is first
+    shmrec.instant("a")
+    assert shmrec.attach(flight.name, label="two", required=True) is first
+    snapshot = shmrec.read(flight.snapshot())
+    assert [p.label for p in snapshot.producers if p.state == "running"] == ["two"]
+    shmrec.detach()
+
+
+def test_the_name_comes_from_the_environment(unattached: shmrec.FlightRecorder) -> None:
+    assert os.environ[recorder.ENVIRONMENT] == unattached.name
+    assert shmrec.attach(required=True).recording == unattached.name
+    shmrec.detach()
+
+
+def test_who_cannot_join_is_warned_once_and_records_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(recorder.ENVIRONMENT, raising=False)
+    with pytest.warns(RuntimeWarning, match="no recording was named"):
+        made = shmrec.attach()
+    made.instant("x")
+    assert made.begin("x") == 0
+    assert not made.attached
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("no-such-recording", NoSuchRecordingError), ("a/b", RecordingNameError)],
+)
+def test_who_must_join_and_cannot_gets_the_precise_error(
+    name: str, error: type[ShmrecError]
+) -> None:
+    with pytest.raises(error):
+        shmrec.attach(name, required=True)
+    with pytest.warns(RuntimeWarning, match="not recording"):
+        shmrec.attach(name)
+
+
+def test_another_layout_is_refused(unattached: shmrec.FlightRecorder) -> None:
+    with open_segment(unattached.name) as opened:
+        known = opened.word("layout_id")
+        opened.set_word("layout_id", known ^ 1)
+        with pytest.raises(LayoutMismatchError, match="same version"):
+            shmrec.attach(unattached.name, required=True)
+        opened.set_word("layout_id", known)
+
+
+def test_wider_permissions_are_refused(unattached: shmrec.FlightRecorder) -> None:
+    with open_segment(unattached.name) as opened:
+        os.fchmod(opened.fd, 0o640)
+        with pytest.raises(WrongOwnerError):
+            shmrec.attach(unattached.name, required=True)
+        os.fchmod(opened.fd, 0o600)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_is_refused(flight: shmrec.FlightRecorder) -> None:
+    source = (
+        "import os, sys, shmrec\n"
+        "os.setuid(65534)\n"
+        "try: shmrec.attach(sys.argv[1], required=True)\n"
+        "except shmrec.ShmrecError as error: print(type(error).__name__)\n"
+    )
+    assert run(source, flight.name) == "WrongOwnerError\n"
+
+
+def test_no_space_is_a_clear_error_at_attach(
+    unattached: shmrec.FlightRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(SpaceError, match="enlarge it"):
+        shmrec.attach(unattached.name, required=True)
+    with pytest.warns(RuntimeWarning, match="no room"):
+        shmrec.attach(unattached.name)
+    with open_segment(unattached.name) as opened:
+        assert opened.word("refused_space") == 2
+
+
+def test_a_recording_that_ends_is_noticed_and_costs_nothing_further(
+    recording_name: str, tmp_path: Path, script: Callable[..., Script]
+) -> None:
+    made = shmrec.FlightRecorder(recording_name, directory=tmp_path)
+    made.start()
+    other = script(
+        "import sys, shmrec\n"
+        "rec = shmrec.attach(sys.argv[1], required=True)\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "shmrec.instant('too late'); shmrec.instant('too late')\n"
+        "print(rec.attached, rec.snapshot('x'), flush=True)\n",
+        made.name,
+    )
+    assert other.line() == "ready"
+    made.stop()
+    other.say()
+    assert other.line() == "False None"
+    assert other.wait() == 0
+
+
+# What the calls record.
+
+
+def test_an_exception_is_recorded_with_its_message_and_origin(
+    flight: shmrec.FlightRecorder,
+) -> None:
+    rec = shmrec.attach(flight.name, required=True)
+
+    class Unprintable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    def fail() -> None:
+        raise ValueError("bad\ud800 value " + "x" * 10_000)
+
+    try:
+        fail()
+    except ValueError as error:
+        rec.exception(error, order=7)
+    rec.exception(Unprintable())
+    first, second = shmrec.read(flight.snapshot())
+    assert (first.kind, first.name) == ("exception", "ValueError")
+    assert first.args["order"] == 7
+    assert first.args["message"].startswith("bad\\ud800 value xxx")
+    assert first.args["where"][0].endswith(" fail")
+    assert second.args["message"] == "<str raised RuntimeError>"
+    rec.detach()
+
+
+def test_traced_functions_of_all_sorts_are_spans(flight: shmrec.FlightRecorder) -> None:
+    import asyncio
+
+    rec = shmrec.attach(flight.name, required=True)
+
+    @rec.traced
+    def plain(a: int, b: int = 1) -> int:
+        """Add."""
+        return a + b
+
+    @rec.traced(name="named")
+    def generator() -> Iterator[int]:
+        yield 1
+        yield 2
+
+    @rec.traced
+    async def asynchronous() -> str:
+        await asyncio.sleep(0)
+        return "x"
+
+    assert plain(1, b=2) == 3
+    assert (plain.__name__, plain.__doc__) == ("plain", "Add.")
+    assert list(generator()) == [1, 2]
+    assert asyncio.run(asynchronous()) == "x"
+    events = list(shmrec.read(flight.snapshot()))
+    here = "test_traced_functions_of_all_sorts_are_spans.<locals>."
+    assert [(e.kind, e.name.removeprefix(here)) for e in events] == [
+        (kind, name) for name in ("plain", "named", "asynchronous") for kind in ("begin", "end")
+    ]
+    rec.detach()
+
+
+def test_overlapping_tasks_have_spans_of_their_own(flight: shmrec.FlightRecorder) -> None:
+    import asyncio
+
+    rec = shmrec.attach(flight.name, required=True)
+
+    async def task(n: int) -> None:
+        with rec.span("task", n=n):
+            await asyncio.sleep(0.001 * (5 - n))
+
+    async def main() -> None:
+        await asyncio.gather(*(task(n) for n in range(5)))
+
+    asyncio.run(main())
+    events = list(shmrec.read(flight.snapshot()))
+    begun = {e.span: e.args["n"] for e in events if e.kind == "begin"}
+    ended = [begun[e.span] for e in events if e.kind == "end"]
+    assert sorted(begun.values()) == sorted(ended) == list(range(5))
+    assert ended != [begun[e.span] for e in events if e.kind == "begin"]
+    rec.detach()
+
+
+# Forks.
+
+
+def test_a_forked_child_has_a_ring_of_its_own_from_its_first_event(
+    flight: shmrec.FlightRecorder,
+) -> None:
+    rec = shmrec.attach(flight.name, label="parent", required=True)
+    with rec.span("parents"):
+        pid = os.fork()
+        if pid == 0:
+            rec.instant("child")
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+    rec.instant("parent")
+    found = [name for name in recorded(flight) if name[1] != "parents"]
+    assert found == [(pid, "child"), (os.getpid(), "parent")]
+    rec.detach()
+
+
+def test_a_child_that_records_nothing_takes_no_ring(flight: shmrec.FlightRecorder) -> None:
+    rec = shmrec.attach(flight.name, required=True)
+    with open_segment(flight.name, writable=False) as opened:
+        before = opened.word("attached")
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert opened.word("attached") == before
+    rec.detach()
+
+
+def test_leaving_the_parents_span_in_the_child_ends_nothing(
+    flight: shmrec.FlightRecorder,
+) -> None:
+    rec = shmrec.attach(flight.name, required=True)
+    with rec.span("parents"):
+        pid = os.fork()
+        if pid == 0:
+            rec.instant("child")
+    if pid == 0:
+        rec.instant("child again")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    snapshot = shmrec.read(flight.snapshot())
+    child = [event for event in snapshot if event.pid == pid]
+    assert [event.name for event in child] == ["child", "child again"]
+    ends = [event for event in snapshot if event.kind == "end"]
+    assert [event.pid for event in ends] == [os.getpid()]
+    losses = {p.pid: p.losses["unmatched"] for p in snapshot.producers}
+    assert losses[pid] == 0
+    rec.detach()
+
+
+def test_a_fork_from_a_thread_while_others_record(flight: shmrec.FlightRecorder) -> None:
+    rec = shmrec.attach(flight.name, required=True)
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            rec.instant("busy")
+
+    def fork() -> None:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of forks in threads, which is what is tested.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for _ in range(10):
+                pid = os.fork()
+                if pid == 0:
+                    rec.instant("forked")
+                    os._exit(0)
+                pids.append(pid)
+                assert os.waitpid(pid, 0)[1] == 0
+
+    pids: list[int] = []
+    threads = [threading.Thread(target=busy) for _ in range(3)]
+    forking = threading.Thread(target=fork)
+    for thread in [*threads, forking]:
+        thread.start()
+    forking.join()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    found = recorded(flight)
+    assert [pid for pid, name in found if name == "forked"] == pids
+    assert {pid for pid, name in found if name == "busy"} == {os.getpid()}
+    rec.detach()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing_in_all_start_methods(
+    flight: shmrec.FlightRecorder, method: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing, os, sys, shmrec\n"
+        "def work(n):\n"
+        "    shmrec.attach(required=True)\n"
+        "    with shmrec.span('work', n=n):\n"
+        "        shmrec.instant('inside', n=n)\n"
+        "    return os.getpid()\n"
+        "if __name__ == '__main__':\n"
+        "    shmrec.attach(label='main', required=True)\n"
+        "    shmrec.instant('main')\n"
+        "    context = multiprocessing.get_context(sys.argv[1])\n"
+        "    children = [context.Process(target=work, args=(n,)) for n in range(3)]\n"
+        "    [child.start() for child in children]\n"
+        "    [child.join() for child in children]\n"
+        "    assert not any(child.exitcode for child in children)\n"
+        "    print(*(child.pid for child in children))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(program), method], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr
+    pids = {int(pid) for pid in ended.stdout.split()}
+    path = flight.snapshot()
+    snapshot = shmrec.read(path)
+    inside = {event.pid for event in snapshot if event.name == "inside"}
+    assert inside == pids
+    states = {producer.pid: producer.state for producer in snapshot.producers}
+    assert {states[pid] for pid in pids} == {"detached"}
+    assert not list(path.parent.glob("*death*"))
+
+
+# Losses and crowds.
+
+
+def test_a_wrapping_ring_counts_its_losses_exactly(flight: shmrec.FlightRecorder) -> None:
+    rec = shmrec.attach(flight.name, label="wrapping", required=True)
+    with open_segment(flight.name, writable=False) as opened:
+        ring = opened.geometry.ring_size
+    total = 0
+    while total * 40 < 3 * ring:
+        for _ in range(1000):
+            rec.instant("wrap", n=total, text="x" * 30)
+            total += 1
+    snapshot = shmrec.read(flight.snapshot())
+    producer = next(p for p in snapshot.producers if p.label == "wrapping")
+    numbers = [event.args["n"] for event in snapshot if event.name == "wrap"]
+    assert numbers == list(range(total - len(numbers), total))
+    assert producer.recorded == total
+    assert producer.events == len(numbers)
+    assert producer.losses["overwritten"] == total - len(numbers) > total // 2
+    assert sum(producer.losses.values()) == producer.losses["overwritten"]
+    rec.detach()
+
+
+CROWD = """
+import os, random, sys, shmrec
+name, seed, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+choose = random.Random(seed)
+for n in range(rounds):
+    rec = shmrec.attach(name, label=f"{seed}-{n}", required=True)
+    for i in range(choose.randrange(50, 400)):
+        with shmrec.span("work", i=i):
+            pass
+    if n < rounds - 1:
+        rec.detach()
+    print(rec.recording or "-", flush=True)
+"""
+
+
+@pytest.mark.stress
+def test_thirty_two_producers_join_and_leave_during_snapshots(
+    flight: shmrec.FlightRecorder, script: Callable[..., Script]
+) -> None:
+    crowd = [script(CROWD, flight.name, str(n), "6") for n in range(32)]
+    seen: set[str] = set()
+    while any(each.process.poll() is None for each in crowd):
+        snapshot = shmrec.read(flight.snapshot())
+        assert not snapshot.verify()
+        for producer in snapshot.producers:
+            assert not producer.damage
+            numbers = [
+                event.args["i"]
+                for event in snapshot.events(producers={producer.index})
+                if event.kind == "begin"
+            ]
+            assert numbers == list(range(len(numbers)))
+            seen.add(producer.label)
+        for path in snapshot.path.parent.glob("*.shmrec"):
+            path.unlink()
+    assert [each.wait() for each in crowd] == [0] * 32
+    assert len(seen) > 32
+    with open_segment(flight.name, writable=False) as opened:
+        assert opened.word("attached") == 1 + 32 * 6
+        assert opened.word("refused_full") == 0
+
+
+def test_every_ring_taken_is_counted_and_warned_of_once(
+    recording_name: str, tmp_path: Path, script: Callable[..., Script]
+) -> None:
+    made = shmrec.FlightRecorder(recording_name, directory=tmp_path, max_producers=1)
+    made.start()
+    source = (
+        "import sys, warnings, shmrec\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    shmrec.attach(sys.argv[1])\n"
+        "    for n in range(100): shmrec.instant('x')\n"
+        "print(len(caught), caught[0].message)\n"
+    )
+    assert script(source, made.name).line().startswith("1 shmrec: not recording: all 1 rings")
+    with open_segment(made.name, writable=False) as opened:
+        assert opened.word("refused_full") == 1
+        assert opened.words[ENTRY.word("pid", opened.geometry.entry(0))] == os.getpid()
+    made.stop()
+
+
+def test_events_are_in_shared_memory_when_the_call_returns(
+    flight: shmrec.FlightRecorder, script: Callable[..., Script]
+) -> None:
+    child = script(
+        "import os, sys, shmrec\n"
+        "shmrec.attach(sys.argv[1], required=True)\n"
+        "n = 0\n"
+        "while True:\n"
+        "    shmrec.instant('n', n=n)\n"
+        "    os.write(1, b'%d\\n' % n)\n"
+        "    n += 1\n",
+        flight.name,
+    )
+    for _ in range(2000):
+        child.line()
+    child.kill()
+    child.wait()
+    assert child.process.stdout is not None
+    acknowledged = [int(line) for line in child.process.stdout.read().split()][-1]
+    wait_until(lambda: list(flight.snapshot().parent.glob("*death*")))
+    path = next(flight.snapshot().parent.glob("*death*"))
+    last = [event.args["n"] for event in shmrec.read(path) if event.pid == child.pid][-1]
+    assert last in (acknowledged, acknowledged + 1)
+
+
+def test_signal_handlers_garbage_collection_and_threads_at_once(
+    flight: shmrec.FlightRecorder,
+) -> None:
+    source = (
+        "import gc, signal, sys, threading, shmrec\n"
+        "rec = shmrec.attach(sys.argv[1], required=True)\n"
+        "count = 0\n"
+        "def handler(*_):\n"
+        "    global count; count += 1; rec.instant('signal', n=count)\n"
+        "signal.signal(signal.SIGALRM, handler)\n"
+        "signal.setitimer(signal.ITIMER_REAL, .001, .0005)\n"
+        "gc.callbacks.append(lambda phase, info: rec.instant('gc'))\n"
+        "gc.set_threshold(50)\n"
+        "def work(t):\n"
+        "    for n in range(2000):\n"
+        "        with rec.span('work', t=t, n=[n]): pass\n"
+        "threads = [threading.Thread(target=work, args=(t,)) for t in range(3)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "print(count)\n"
+    )
+    handled = int(run(source, flight.name))
+    snapshot = shmrec.read(flight.snapshot())
+    assert not snapshot.verify()
+    events = list(snapshot)
+    # A handler may be interrupted by the next one between counting and recording.
+    signals = [e.args["n"] for e in events if e.name == "signal"]
+    assert sorted(signals) == list(range(1, handled + 1))
+    for t in range(3):
+        begun = [e for e in events if e.kind == "begin" and e.args.get("t") == t]
+        assert [e.args["n"] for e in begun] == [[n] for n in range(2000)]
+    assert not any(p.open_spans for p in snapshot.producers)
+
+
+def test_segments_are_removed_by_name_only() -> None:
+    segment.remove("test-that-never-was")
