@@ -235,7 +235,7 @@ def _write_producer(
     # Of a producer that goes on, what came after the wanted generation is not part of the cut:
     # it would stand behind a gap. One that has ended or stalled is taken to its last byte.
     cut = wanted if producer.state == "running" else max(wanted, _NO_CUT)
-    heads = [head for head in scan.heads if head.generation <= cut] or scan.heads[-1:]
+    heads = [head for head in scan.heads if head.generation <= cut] or scan.heads
     wished = [head for head in heads if oldest <= head.generation]
     if heads and (not wished or wished[-1] is not heads[-1]):
         wished.append(heads[-1])

@@ -345,10 +345,12 @@ def test_a_whole_preamble_corrects_what_a_lost_batch_would_have_said() -> None:
 
 def test_threads_speak_under_their_own_names(arena: Arena) -> None:
     writer = arena.writer()
-    threads = [
-        threading.Thread(target=lambda: [writer.instant("x", n=n) for n in range(50)], name=f"w{i}")
-        for i in range(4)
-    ]
+
+    def work() -> None:
+        for n in range(50):
+            writer.instant("x", n=n)
+
+    threads = [threading.Thread(target=work, name=f"w{i}") for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

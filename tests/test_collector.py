@@ -14,7 +14,7 @@ import pytest
 
 import shmrec
 from shmrec import process, requests
-from shmrec.errors import CollectorRunningError
+from shmrec.errors import CollectorRunningError, WrongOwnerError
 from shmrec.layout import ENTRY, SegmentState, Verb
 from shmrec.segment import Segment, open_segment
 from shmrec.takeover import Settings, establish, recover
@@ -555,7 +555,7 @@ def test_rings_are_reused_but_not_those_of_unsaved_deaths(
     def joined() -> bool:
         with open_segment(serving.name, writable=False) as segment:
             at = segment.geometry.entry(dead.index)
-            return segment.words[ENTRY.word("settled", at)] == dead.incarnation
+            return bool(segment.words[ENTRY.word("settled", at)] == dead.incarnation)
 
     wait_until(joined)
     late = producer("late")
@@ -665,7 +665,7 @@ def test_a_segment_others_may_open_is_refused(recording_name: str, tmp_path: Pat
     settings = Settings(recording_name, tmp_path, size=0, producers=1)
     segment = establish(settings)
     os.fchmod(segment.fd, 0o644)
-    with pytest.raises(shmrec.errors.WrongOwnerError, match="mode 644"):  # type: ignore[attr-defined]
+    with pytest.raises(WrongOwnerError, match="mode 644"):
         open_segment(recording_name)
     os.fchmod(segment.fd, 0o600)
     segment.close()

@@ -15,7 +15,17 @@ import pytest
 from shmrec.manifest import Header, Producer
 from shmrec.snapshot import read
 
-from .dumping import DUMP, HOSTILE, batch, crash, dump, environment, on_terminal, write_file
+from .dumping import (
+    DUMP,
+    HOSTILE,
+    batch,
+    crash,
+    dump,
+    environment,
+    failure,
+    on_terminal,
+    write_file,
+)
 
 SECOND = 1_000_000_000
 TAKEN = datetime(2026, 1, 31, 12, 30, 5, 250_000, tzinfo=UTC)
@@ -43,9 +53,9 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seconds(tmp_path: Path) -> Path:
     """Events s0 to s9, one a second, the last a second before the snapshot; two threads."""
     happenings: list[list[Any]] = []
-    for second in range(10):
-        thread, name = (11, "MainThread") if second % 2 else (12, "helper")
-        happenings += [[1, 0, thread, name], [3, SECOND if second else 0, f"s{second}"]]
+    for n in range(10):
+        thread, name = (11, "MainThread") if n % 2 else (12, "helper")
+        happenings += [[1, 0, thread, name], [3, SECOND if n else 0, f"s{n}"]]
     head = Header(
         recording="web",
         taken_mono_ns=1_000 * SECOND,
@@ -77,7 +87,7 @@ def test_json_lines(crashed: Path) -> None:
     expected = list(snapshot.events())
     assert len(shown) == len(expected) == sum(each.events for each in snapshot.producers)
     for each, event in zip(shown, expected, strict=True):
-        assert KEYS <= each.keys()
+        assert each.keys() >= KEYS
         assert each["time_ns"] == event.time_ns
         wall = datetime.fromisoformat(each["wall"])
         assert wall.utcoffset() is not None
@@ -145,11 +155,8 @@ def test_a_pid_that_is_not_there_is_said(seconds: Path) -> None:
     assert "no process 5" in done.stderr
 
 
-@pytest.mark.parametrize("moment", ["3", "-3", "3s", "3 s ago", "3000ms", "3e", "0.05m"])
+@pytest.mark.parametrize("moment", ["3", "-3", "3s", "3 s ago", "3000ms", "0.05m"])
 def test_moments_before_the_snapshot(seconds: Path, moment: str) -> None:
-    if moment == "3e":
-        assert dump("events", seconds, "--since", moment, check=2).stdout == ""
-        return
     # s7 came 123 ns after 3 seconds before.
     assert names(seconds, "--since", moment) == ["s7", "s8", "s9", "late"]
     assert names(seconds, f"--until={moment}")[-1] == "s6"
@@ -169,6 +176,11 @@ def test_moments_of_the_clock(seconds: Path, moment: str) -> None:
     assert names(seconds, "--since", moment) == ["s7", "s8", "s9", "late"]
     # What is printed as this microsecond is in it.
     assert names(seconds, "--until", moment)[-1] == "s7"
+
+
+@pytest.mark.parametrize("moment", ["3e", "", "yesterday", "25:00", "2026-02-30T00:00:00", "1e9"])
+def test_what_is_no_moment(seconds: Path, moment: str) -> None:
+    assert "is no moment" in failure("events", seconds, "--since", moment, check=2)
 
 
 def test_a_time_of_day_is_the_last_one_before_the_snapshot(seconds: Path) -> None:
@@ -252,9 +264,6 @@ def test_nothing_breaks_json(tmp_path: Path) -> None:
     )
     shown = dump("events", file, "--json").stdout
     assert shown.isascii()
-    odd, counter, nan = map(json.loads, shown.splitlines())
-    if odd["name"] != "odd":
-        odd, counter, nan = counter, nan, odd
     by_name = {each["name"]: each for each in map(json.loads, shown.splitlines())}
     assert by_name["odd"]["args"]["inf"] == "-inf"
     assert by_name["odd"]["args"]["keys"] == {"1": 2, "None": 3, "b'\\xff'": 4}

@@ -484,12 +484,11 @@ def test_events_are_in_shared_memory_when_the_call_returns(
         "    n += 1\n",
         flight.name,
     )
-    for _ in range(2000):
-        child.line()
+    lines = [child.line() for _ in range(2000)]
     child.kill()
     child.wait()
     assert child.process.stdout is not None
-    acknowledged = [int(line) for line in child.process.stdout.read().split()][-1]
+    acknowledged = int([*lines, *child.process.stdout.read().split()][-1])
     wait_until(lambda: list(flight.snapshot().parent.glob("*death*")))
     path = next(flight.snapshot().parent.glob("*death*"))
     last = [event.args["n"] for event in shmrec.read(path) if event.pid == child.pid][-1]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from typing import Any
 
 import pytest
 
-from shmrec.errors import RecordingNameError
 from shmrec.integrations import gunicorn as hooks
 from shmrec.integrations.gunicorn_chain import add
 from shmrec.integrations.gunicorn_deaths import DeathFilter, status_in, timeout_in

@@ -32,12 +32,12 @@ from shmrec.segment import open_segment
 from shmrec.wakeup import open_wakeup
 from tests.conftest import WAIT_SECONDS, end_recording, snapshots, wait_until
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 HOOKS = "python:shmrec.integrations.gunicorn"
 MASTER = "gunicorn master"
 WORKER = "gunicorn worker"
-WSGI = "tests.gunicorn_app:app"
-ASGI = "tests.gunicorn_app:asgi"
+WSGI = "tests.integrations.gunicorn_app:app"
+ASGI = "tests.integrations.gunicorn_app:asgi"
 
 
 def has_asgi() -> bool:
@@ -99,7 +99,8 @@ class Service:
         self.socket = folder / "s"
         self.answers: dict[str, int | None] = {}
         self._asking: list[threading.Thread] = []
-        (folder / "gates").mkdir(exist_ok=True)
+        (folder / "gates").mkdir()
+        (folder / "gates").chmod(0o777)
         variables = {name: text for name, text in os.environ.items() if "SHMREC" not in name}
         variables |= {
             "SHMREC_RECORDING": recording,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import logging
 from typing import Any
 
 import pytest
@@ -12,12 +10,17 @@ import shmrec
 from shmrec.events import Event
 from shmrec.integrations.gunicorn_requests import RequestSpans, check_fields
 from tests.conftest import wait_until
-from tests.gunicorn_service import ASGI, WSGI, Service, Start, configure, has_asgi
+from tests.integrations.gunicorn_service import ASGI, WSGI, Start, configure, has_asgi
 
 OVERLAPPING = [
     pytest.param(("-k", "gthread", "--threads", "8"), WSGI, id="gthread"),
     pytest.param(("-k", "gevent"), WSGI, id="gevent"),
-    pytest.param(("-k", "asgi"), ASGI, id="asgi", marks=pytest.mark.skipif(not has_asgi(), reason="gunicorn is too old for ASGI")),
+    pytest.param(
+        ("-k", "asgi"),
+        ASGI,
+        id="asgi",
+        marks=pytest.mark.skipif(not has_asgi(), reason="gunicorn is too old for ASGI"),
+    ),
 ]
 KINDS = [pytest.param(("-k", "sync"), WSGI, id="sync"), *OVERLAPPING]
 

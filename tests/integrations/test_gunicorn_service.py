@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import shmrec
-from shmrec import process
-from shmrec.segment import names, open_segment
-from tests.conftest import end_recording, leftovers, wait_until
-from tests.gunicorn_service import MASTER, WORKER, Service, Start, configure
+from shmrec.segment import open_segment
+from tests.conftest import leftovers, wait_until
+from tests.integrations.gunicorn_service import MASTER, Start, configure
 
 
 def test_a_reload_keeps_the_recording_and_records_nothing_twice(start: Start) -> None:
@@ -149,7 +146,7 @@ def test_hooks_of_ones_own_are_chained(start: Start, arguments: str) -> None:
             def post_fork(server, worker): note("post_fork")
             def pre_request(worker, req): note("pre_request")
             def post_request({arguments}): note("post_request")
-            post_worker_init = "tests.gunicorn_app.when_initialised"
+            post_worker_init = "tests.integrations.gunicorn_app.when_initialised"
         """,
     )
     service = start(config=config).ready()
