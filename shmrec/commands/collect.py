@@ -169,10 +169,12 @@ def collect(
         _tell(ready_fd, f"{word} {' '.join(str(error).split())}")
         raise
     collector = Collector(segment, settings)
+    if not command:
+        # Whoever hears "ready" may stop us at once.
+        collector.handle_signals()
     _tell(ready_fd, f"{READY} {os.getpid()}")
     if command:
         sys.exit(_run_command(collector, segment, settings, command))
-    collector.handle_signals()
     collector.run()
 
 

@@ -192,7 +192,9 @@ class Service:
                 found = [reader.entry() for reader in readers if reader.incarnation()]
         except ShmrecError:
             return []
-        self._seen.update({entry.pid: entry.start_ticks for entry in found})
+        self._seen.update(
+            {entry.pid: entry.start_ticks for entry in found if entry.pid != os.getpid()}
+        )
         return found
 
     def attached(self, label: str) -> list[int]:

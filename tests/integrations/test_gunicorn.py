@@ -122,7 +122,7 @@ def test_an_orderly_stop_leaves_nothing(start: Start) -> None:
 def test_workers_recycled_all_day_reuse_rings(start: Start) -> None:
     config = configure("install(globals(), producers=6)")
     service = start("-w", "2", "--max-requests", "5", config=config).ready(workers=2)
-    pids = set()
+    pids: set[str] = set()
     while len(pids) < 12:
         pids.add(service.get("/up")[1])
     wait_until(lambda: len(service.workers()) == 2)
@@ -164,10 +164,8 @@ def test_a_stop_after_the_collector_was_killed_leaves_nothing(start: Start) -> N
 def test_a_recording_that_cannot_be_started_breaks_nothing(start: Start) -> None:
     service = start("-w", "2", environment={"SHMREC_DIR": __file__})
     wait_until(service.up)
-    assert service.get("/gate/x/201") == service.get("/gate/x/201") or True
     os.kill(service.children()[0], signal.SIGKILL)
     wait_until(lambda: len(service.children()) == 2 and service.up())
-    assert service.log().count("shmrec") == 1
-    assert "this service is not recorded" in service.log()
+    assert service.log().count("[WARNING] shmrec: this service is not recorded") == 1
     assert not leftovers(service.recording)
     assert service.stop() == 0

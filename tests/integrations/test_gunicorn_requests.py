@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import shmrec
 from shmrec.events import Event
 from shmrec.integrations.gunicorn_requests import RequestSpans, check_fields
 from tests.conftest import wait_until
-from tests.integrations.gunicorn_service import ASGI, WSGI, Start, configure, has_asgi
+from tests.integrations.gunicorn_service import ASGI, WSGI, Service, Start, configure, has_asgi
 
 OVERLAPPING = [
     pytest.param(("-k", "gthread", "--threads", "8"), WSGI, id="gthread"),
@@ -37,6 +38,18 @@ def spans(snapshot: shmrec.Snapshot) -> dict[str, list[Event]]:
     return by_path
 
 
+def spans_over(service: Service, *paths: str) -> dict[str, list[Event]]:
+    """The same once these have ended: some workers do what follows after they answered."""
+    found: dict[str, list[Event]] = {}
+
+    def over() -> bool:
+        found.update(spans(service.now()))
+        return all(found[path][-1].kind == "end" for path in paths)
+
+    wait_until(over)
+    return found
+
+
 @pytest.mark.parametrize(("kind", "app"), OVERLAPPING)
 def test_requests_that_overlap_have_a_span_each(
     start: Start, kind: tuple[str, ...], app: str
@@ -50,10 +63,10 @@ def test_requests_that_overlap_have_a_span_each(
     # They end in another order than they began.
     for number in (3, 0, 4, 1, 2):
         service.let_out(f"g{number}")
-        wait_until(lambda number=number: paths[number] in service.answers)
+        wait_until(partial(service.answers.__contains__, paths[number]))
     assert service.answers == dict(zip(paths, statuses, strict=True))
 
-    found = spans(service.now())
+    found = spans_over(service, *paths)
     for path, status in zip(paths, statuses, strict=True):
         begin, end = found[path]
         assert (begin.kind, end.kind) == ("begin", "end")
@@ -73,7 +86,7 @@ def test_how_a_request_ended(
     assert service.get("/gate/x/204")[0] == 204
     assert service.get("/gate/x/418?secret")[0] == 418
     assert service.get("/fail")[0] == 500
-    found = spans(service.now())
+    found = spans_over(service, "/gate/x/204", "/gate/x/418", "/fail")
     assert found["/gate/x/204"][1].args == {"status": 204}
     assert found["/gate/x/418"][1].args == {"status": 418}
     assert found["/fail"][1].args == {"status": 500, "error": "ValueError"}
@@ -84,7 +97,7 @@ def test_connections_that_are_kept_alive(start: Start, kind: tuple[str, ...], ap
     service = start(*kind, app=app).ready()
     paths = [f"/kept/{number}" for number in range(5)]
     service.get_all(paths)
-    found = spans(service.now())
+    found = spans_over(service, *paths)
     for path in paths:
         assert [event.kind for event in found[path]] == ["begin", "end"]
 
@@ -94,7 +107,7 @@ def test_fields_are_recorded_only_where_asked_for(start: Start) -> None:
     install = "install(globals(), fields=['query', 'scheme', 'header:x-request-id'])"
     service = start(config=configure(install)).ready()
     service.get("/asked?for=this", headers)
-    (begin, _) = spans(service.now())["/asked"]
+    (begin, _) = spans_over(service, "/asked")["/asked"]
     assert begin.args == {
         "method": "GET",
         "path": "/asked",
@@ -152,5 +165,5 @@ def test_an_address_and_a_header_that_is_missing() -> None:
 
 @pytest.mark.parametrize("wrong", ["query", ["body"], ["header:"]])
 def test_unknown_fields_are_refused(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="header:NAME|list of names"):
+    with pytest.raises(ValueError, match=r"header:NAME|list of names"):
         check_fields(wrong)

@@ -11,17 +11,20 @@ import pytest
 import shmrec
 from shmrec.segment import open_segment
 from tests.conftest import leftovers, wait_until
-from tests.integrations.gunicorn_service import MASTER, Start, configure
+from tests.integrations.gunicorn_service import MASTER, Service, Start, configure
+
+
+def reload(service: Service, before: set[int]) -> None:
+    service.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: not before & set(service.workers()) and len(service.workers()) == 2)
 
 
 def test_a_reload_keeps_the_recording_and_records_nothing_twice(start: Start) -> None:
     config = configure("install(globals(), fields=['query'])", "install(globals())")
     service = start("-w", "2", config=config).ready(workers=2)
     collector, before = service.collector(), set(service.workers())
-    for _ in range(2):
-        service.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: not before & set(service.workers()) and len(service.workers()) == 2)
-        before = set(service.workers())
+    reload(service, before)
+    reload(service, set(service.workers()))
     service.ready(workers=2)
     service.get("/once")
     assert service.collector() == collector
@@ -179,21 +182,23 @@ def test_a_hook_of_the_wrong_arity_is_refused_as_ever(start: Start) -> None:
     assert "Invalid value for on_starting" in service.log()
 
 
+def lose_collector_and_worker(service: Service) -> None:
+    collector, worker = service.collector(), service.workers()[0]
+    os.kill(collector, signal.SIGKILL)
+    wait_until(lambda: service.collector() == 0)
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: len(set(service.workers()) - {worker}) == 2)
+    assert service.collector() not in (0, collector)
+
+
 def test_a_master_that_gevent_has_patched(start: Start) -> None:
     pytest.importorskip("gevent")
     before = "from gevent import monkey; monkey.patch_all()"
     config = configure("install(globals())", before=before)
     service = start("-k", "gevent", "-w", "2", config=config).ready(workers=2)
-    first = service.collector()
     for _ in range(2):
-        # The replacement of the collector, too, must leave gunicorn its SIGCHLD.
-        os.kill(service.collector(), signal.SIGKILL)
-        wait_until(lambda: service.collector() == 0)
-        before_kill = service.workers()
-        os.kill(before_kill[0], signal.SIGKILL)
-        wait_until(lambda: len(set(service.workers()) - {before_kill[0]}) == 2)
-        wait_until(lambda: service.collector() not in (0, first))
-        first = service.collector()
+        # The collector's replacement, too, must leave gunicorn its SIGCHLD.
+        lose_collector_and_worker(service)
     assert service.stop() == 0
     wait_until(service.gone)
 

@@ -1,0 +1,134 @@
+"""Request slots: both halves, without a collector's loop."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from shmrec import requests
+from shmrec.errors import CollectorError, RequestFailedError, SnapshotActiveError
+from shmrec.layout import REASON_BYTES, REQUESTS, Geometry, Status, Verb
+from shmrec.segment import Segment, create
+
+from .conftest import Script, wait_until
+
+
+@pytest.fixture
+def made(recording_name: str) -> Iterator[Segment]:
+    """A segment whose collector is this very process."""
+    with create(
+        recording_name, Geometry.of(0, 1), keep_size=0, keep_period_ns=0, collected=True
+    ) as opened:
+        yield opened
+
+
+def asking(made: Segment, answers: list[object], **options: object) -> threading.Thread:
+    def ask() -> None:
+        try:
+            answers.append(requests.ask(made, None, Verb.SNAPSHOT, timeout=30, **options))  # type: ignore[arg-type]
+        except Exception as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread
+
+
+def test_an_answer_reaches_its_requester(made: Segment) -> None:
+    answers: list[object] = []
+    thread = asking(made, answers, reason="näher")
+    wait_until(lambda: requests.pending(made))
+    [request] = requests.pending(made)
+    assert (request.verb, request.pid, request.reason) == (Verb.SNAPSHOT, os.getpid(), "näher")
+    requests.answer(made, request, "/some/path\udce4")
+    thread.join()
+    assert answers == ["/some/path\udce4"]
+    assert not requests.pending(made)
+
+
+def test_a_failure_is_raised_in_the_collectors_words(made: Segment) -> None:
+    answers: list[object] = []
+    thread = asking(made, answers)
+    wait_until(lambda: requests.pending(made))
+    requests.answer(made, requests.pending(made)[0], "disk full", Status.FAILED)
+    thread.join()
+    assert isinstance(answers[0], RequestFailedError)
+    assert str(answers[0]) == "disk full"
+
+
+def test_a_reason_of_any_length_is_cut(made: Segment) -> None:
+    answers: list[object] = []
+    thread = asking(made, answers, reason="é" * 10_000)
+    wait_until(lambda: requests.pending(made))
+    [request] = requests.pending(made)
+    assert len(request.reason) <= REASON_BYTES
+    requests.answer(made, request, "x" * 100_000)
+    thread.join()
+    assert len(str(answers[0])) == 4096
+
+
+def test_slots_are_used_again_for_ever(made: Segment) -> None:
+    for n in range(3 * REQUESTS):
+        assert requests.tell(made, None, Verb.ENDED, argument=(n, 2 * n))
+        [request] = requests.pending(made)
+        assert request.argument == (n, 2 * n)
+        requests.answer(made, request, "")
+
+
+def test_with_every_slot_in_use_the_next_is_told_so_at_once(made: Segment) -> None:
+    for _ in range(REQUESTS):
+        assert requests.tell(made, None, Verb.ENDED)
+    assert not requests.tell(made, None, Verb.ENDED)
+    with pytest.raises(SnapshotActiveError, match="16 requests"):
+        requests.ask(made, None, Verb.SNAPSHOT, timeout=30)
+    for request in requests.pending(made):
+        requests.answer(made, request, "")
+    assert requests.tell(made, None, Verb.ENDED)
+
+
+def test_the_slot_of_a_requester_that_died_is_free_again(
+    made: Segment, script: Callable[..., Script]
+) -> None:
+    source = (
+        "import sys\n"
+        "from shmrec import requests\n"
+        "from shmrec.segment import open_segment\n"
+        "requests.ask(open_segment(sys.argv[1]), None, 1, timeout=60)\n"
+    )
+    dying = [script(source, made.name) for _ in range(REQUESTS)]
+    wait_until(lambda: len(requests.pending(made)) == REQUESTS)
+    for each in dying:
+        each.kill()
+        each.wait()
+    assert not requests.tell(made, None, Verb.ENDED)
+    for request in requests.pending(made):
+        requests.answer(made, request, "nobody hears this")
+    assert requests.tell(made, None, Verb.ENDED)
+
+
+def test_without_a_collector_the_error_says_what_to_do(made: Segment) -> None:
+    made.set_word("collector_pid", 0)
+    with pytest.raises(CollectorError, match="shmrec-collect"):
+        requests.ask(made, None, Verb.SNAPSHOT, timeout=30)
+
+
+def test_no_answer_in_time_is_an_error_and_frees_the_slot_once_answered(made: Segment) -> None:
+    with pytest.raises(CollectorError, match="did not answer within"):
+        requests.ask(made, None, Verb.SNAPSHOT, timeout=0.01)
+    [late] = requests.pending(made)
+    requests.answer(made, late, "")
+    assert requests.tell(made, None, Verb.ENDED)
+
+
+def test_garbage_in_the_slots_is_bounded(made: Segment) -> None:
+    start = made.geometry.requests_offset
+    end = made.geometry.table_offset
+    made.view[start:end] = os.urandom(end - start)
+    for request in requests.pending(made):
+        assert len(request.reason) <= REASON_BYTES
+        requests.answer(made, request, "x")
+    assert not requests.pending(made)
+    assert requests.tell(made, None, Verb.ENDED)
