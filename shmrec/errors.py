@@ -25,6 +25,7 @@ __all__ = [
     "SnapshotActiveError",
     "SnapshotWriteError",
     "SpaceError",
+    "UnfinishedSegmentError",
     "WrongOwnerError",
 ]
 
@@ -51,6 +52,10 @@ class NoSuchRecordingError(SegmentError):
 
 class LayoutMismatchError(SegmentError):
     """The segment was made by another version, machine or namespace, or is damaged."""
+
+
+class UnfinishedSegmentError(LayoutMismatchError):
+    """The segment's creator died before it was whole; nothing was ever recorded in it."""
 
 
 class WrongOwnerError(SegmentError):

@@ -11,7 +11,7 @@ from typing import Final
 
 from shmrec import process
 from shmrec.ending import Ending, find_ending
-from shmrec.errors import NoSuchRecordingError, ShmrecError
+from shmrec.errors import NoSuchRecordingError, ShmrecError, UnfinishedSegmentError
 from shmrec.events import OpenSpan
 from shmrec.layout import EntryState, SegmentState
 from shmrec.ring import Entry, Head, RingReader
@@ -23,6 +23,7 @@ OPEN: Final = "open"
 STALE: Final = "stale"
 CLOSED: Final = "closed"
 FOREIGN: Final = "foreign"
+UNFINISHED: Final = "unfinished"
 UNREADABLE: Final = "unreadable"
 
 RUNNING: Final = "running"
@@ -41,7 +42,8 @@ class Recording:
 
     `state`: open (a collector or a producer lives), stale (neither does), closed (it was ended
     in order, but its memory is still there), foreign (its processes are in another pid
-    namespace, so nothing can be told of them), unreadable (`problem` says why).
+    namespace, so nothing can be told of them), unfinished (its creator died while it was making
+    it), unreadable (`problem` says why).
     """
 
     name: str
@@ -91,6 +93,8 @@ def recordings() -> list[Recording]:
                 found.append(look(segment))
         except NoSuchRecordingError:
             continue
+        except UnfinishedSegmentError as error:
+            found.append(Recording(name, UNFINISHED, problem=str(error)))
         except ShmrecError as error:
             found.append(Recording(name, UNREADABLE, problem=str(error)))
     return found

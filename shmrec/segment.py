@@ -34,6 +34,7 @@ from shmrec.errors import (
     RecordingNameError,
     SegmentError,
     SpaceError,
+    UnfinishedSegmentError,
     WrongOwnerError,
 )
 from shmrec.layout import CONTROL, Geometry, SegmentState
@@ -369,7 +370,7 @@ def open_segment(name: str, path: str | None = None, *, writable: bool = True) -
         else:
             os.close(fd)
         if time.monotonic() > deadline:
-            raise LayoutMismatchError(
+            raise UnfinishedSegmentError(
                 f"recording {name!r} was never finished being created: remove it with "
                 "`shmrec-dump clean`"
             )

@@ -12,11 +12,11 @@ import click
 from shmrec import live, segment, store, takeover, wakeup
 from shmrec.commands.parameters import directory_option
 from shmrec.commands.screen import Screen
-from shmrec.commands.wording import age, safe, size
-from shmrec.errors import NoSuchRecordingError, ShmrecError
+from shmrec.commands.wording import age, counted, safe, size
+from shmrec.errors import NoSuchRecordingError, ShmrecError, UnfinishedSegmentError
 
 _DAYS: Final = 30.0
-_REMOVABLE: Final = (live.STALE, live.CLOSED)
+_REMOVABLE: Final = (live.STALE, live.CLOSED, live.UNFINISHED)
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _EPILOG: Final = f"""\b
@@ -26,6 +26,7 @@ be both older and not among those kept. The newest death snapshot always stays.
 \b
 Examples:
   shmrec-dump clean
+  shmrec-dump clean web
   shmrec-dump clean --dry-run --older-than 7d
   shmrec-dump clean --yes --keep 20
 """
@@ -46,38 +47,50 @@ class _Age(click.ParamType[float]):
 
 
 @click.command("clean", epilog=_EPILOG)
+@click.argument("names", metavar="[NAME]...", nargs=-1)
 @directory_option
 @click.option("--older-than", type=_Age(), metavar="AGE", help="Snapshots older than this are old.")
 @click.option("--keep", type=click.IntRange(0), help="Keep that many of the newest snapshots.")
 @click.option("--dry-run", "-n", is_flag=True, help="Only say what would be removed.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def command(
-    directory: Path, older_than: float | None, keep: int | None, dry_run: bool, yes: bool
+    names: tuple[str, ...],
+    directory: Path,
+    older_than: float | None,
+    keep: int | None,
+    dry_run: bool,
+    yes: bool,
 ) -> None:
     """Remove stale recordings and old snapshots, after asking.
 
-    A recording with a live collector or process is never touched. What a stale one still holds
+    With NAMEs, only those recordings and their snapshots. A recording with a live collector or process is never touched. What a stale one still holds
     is written to a snapshot before it goes.
     """
     screen = Screen()
-    stale = [each for each in live.recordings() if each.state in _REMOVABLE]
-    old = _old(store.listing(directory), older_than, keep)
+    stale = [
+        each
+        for each in live.recordings()
+        if each.state in _REMOVABLE and (not names or each.name in names)
+    ]
+    stored = store.listing(directory)
+    old = _old([each for each in stored if not names or each.recording in names], older_than, keep)
     if not stale and not old:
         screen.line("Nothing to remove.")
         return
     for each in stale:
         kept = ", saved to a snapshot first" if each.used else ""
         screen.line(f"{each.state} recording {safe(each.name)}{kept}")
-    for stored in old:
-        ago = age(max(0, int((time.time() - stored.taken) * 1e9)))
-        screen.line(f"snapshot {safe(stored.path)}, {ago} old, {size(stored.size)}")
+    for file in old:
+        ago = age(max(0, int((time.time() - file.taken) * 1e9)))
+        screen.line(f"snapshot {safe(file.path)}, {ago} old, {size(file.size)}")
     if dry_run:
         return
     if not yes:
         _confirm()
     failed = [each.name for each in stale if not _remove_recording(screen, each, directory)]
     removed = _remove_snapshots(screen, old)
-    screen.line(f"Removed {len(stale) - len(failed)} recordings and {removed} snapshots.")
+    gone = counted(len(stale) - len(failed), "recording")
+    screen.line(f"Removed {gone} and {counted(removed, 'snapshot')}.")
     if failed:
         raise ShmrecError(f"not removed: {', '.join(failed)}")
 
@@ -125,6 +138,8 @@ def _remove_recording(screen: Screen, recording: live.Recording, directory: Path
             segment.remove(name)
     except NoSuchRecordingError:
         return True
+    except UnfinishedSegmentError:
+        segment.remove(name)
     except ShmrecError as error:
         screen.line((f"{safe(name)}: {safe(error)}", "bad"))
         return False

@@ -24,6 +24,7 @@ States of a recording:
   stale       neither does; `recover` reads it, `clean` removes it
   closed      ended in order, its memory left because it holds what could not be saved
   foreign     of another pid namespace (a container): nothing can be told of its processes
+  unfinished  its creator died while making it; `clean` removes it
   unreadable  of another user or version, or damaged
 
 \b
@@ -71,7 +72,7 @@ def _recordings(screen: Screen, recordings: list[live.Recording]) -> None:
             [
                 (safe(each.name), "name"),
                 (each.state, _STYLES.get(each.state, "warn")),
-                collector if each.state != live.UNREADABLE else "",
+                collector if not each.problem else "",
                 _producers(each),
                 (heartbeat, "bad" if late else ""),
                 str(each.generation) if each.generation else "",

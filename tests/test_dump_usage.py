@@ -1,0 +1,127 @@
+"""``shmrec-dump`` as a command: help, verbs by their files, statuses, one-line errors."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import shmrec
+from shmrec.commands import verbs
+from shmrec.commands.dump import dump as command
+
+from .dumping import DUMP, dump, environment, failure
+
+VERBS = sorted(module.name for module in pkgutil.iter_modules(verbs.__path__))
+
+
+def help_of(*args: str) -> str:
+    result = CliRunner().invoke(command, [*args], prog_name="shmrec-dump")
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_verbs_are_the_files() -> None:
+    assert VERBS == ["clean", "events", "info", "list", "ps", "recover", "snapshot", "verify"]
+    shown = help_of("--help")
+    assert re.findall(r"^  (\w+) ", shown[shown.index("Commands:") :], re.M)[: len(VERBS)] == VERBS
+    assert "Examples:" in shown
+    assert "NO_COLOR" in shown
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help(verb: str) -> None:
+    shown = help_of(verb, "-h")
+    assert shown == help_of(verb, "--help")
+    assert f"Usage: shmrec-dump {verb}" in shown
+    assert f"  shmrec-dump {verb}" in shown[shown.index("Examples:") :]
+    assert max(map(len, shown.splitlines())) <= 100
+    reading = verb in ("list", "ps", "info", "events", "verify")
+    assert ("--json" in shown[: shown.index("Examples:")]) == reading
+
+
+def test_events_help_defines_moments() -> None:
+    shown = help_of("events", "-h")
+    for part in ("5s ago", "before the snapshot was taken", "UTC", "ISO 8601"):
+        assert part in shown
+
+
+def test_version() -> None:
+    assert dump("--version").stdout == f"shmrec-dump {shmrec.__version__}\n"
+
+
+def test_list_is_the_default_verb(tmp_path: Path) -> None:
+    shown = dump(env={"SHMREC_DIR": str(tmp_path)}).stdout
+    assert f"No snapshots in {tmp_path}." in shown
+    assert dump("--json", "--dir", tmp_path).stdout.startswith('{"recordings": ')
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("nonsense",),
+        ("info", "a", "b"),
+        ("info", "--nonsense"),
+        ("list", "--dir"),
+        ("events", "--kind", "name"),
+        ("events", "--tail", "-1"),
+        ("events", "--pid", "x"),
+        ("events", "--since", "x"),
+        ("snapshot", "web", "--timeout", "0"),
+        ("snapshot", "web", "--reason", "x" * 600),
+        ("ps",),
+        ("x.shmrec",),
+    ],
+)
+def test_wrong_usage(args: tuple[str, ...]) -> None:
+    line = failure(*args, check=2)
+    assert "--help" in line
+
+
+@pytest.mark.parametrize("verb", ["info", "events", "verify"])
+def test_no_snapshots_at_all(verb: str, tmp_path: Path) -> None:
+    for directory in (tmp_path, tmp_path / "none"):
+        line = failure(verb, "--dir", directory)
+        assert f"no snapshot in {directory}" in line
+        assert "shmrec-dump snapshot NAME" in line
+
+
+def test_the_directory_follows_the_environment(tmp_path: Path) -> None:
+    state = {"XDG_STATE_HOME": str(tmp_path), "HOME": "/nowhere"}
+    assert f"{tmp_path}/shmrec" in failure("info", env=state)
+    given = {**state, "SHMREC_DIR": str(tmp_path / "given")}
+    assert f"{tmp_path}/given" in failure("info", env=given)
+    assert f"{tmp_path}/option" in failure("info", "--dir", tmp_path / "option", env=given)
+    home = {"HOME": str(tmp_path), "XDG_STATE_HOME": ""}
+    assert f"{tmp_path}/.local/state/shmrec" in failure("info", env=home)
+
+
+def test_errors_are_harmless(tmp_path: Path) -> None:
+    for args in (("info", "\x1b[31mx\n\x9b"), ("verify", "\u202e"), ("list", "--\x1b[2J")):
+        done = dump(*args, check=None)
+        assert done.returncode in (1, 2)
+        assert all(char.isprintable() or char == "\n" for char in done.stderr)
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_closed_output(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [*DUMP, "list", "--dir", str(tmp_path)],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_an_output_without_unicode(tmp_path: Path) -> None:
+    done = dump("list", "--dir", tmp_path / "é", env={"PYTHONIOENCODING": "ascii"})
+    assert r"\xe9" in done.stdout
