@@ -16,8 +16,7 @@ Invariants:
 - A record made while the same thread is inside another (signal handler, garbage collection)
   is counted lost, queued, and uncounted when the outer record has written it.
 
-The lock is the interpreter's own recursive lock, entered by ``with``: no signal handler can
-run between its acquisition and the protection of the block.
+The lock is the interpreter's own recursive lock, acquired inside the block that releases it.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ import msgpack
 from shmrec import events, layout
 from shmrec.events import BEGIN, COUNTER, END, INSTANT, NAME, OPEN, THREAD, Kind
 from shmrec.layout import CONTROL, COUNT_SHIFT, ENTRY, LOSSES, SLOT, SegmentState, SlotFlag
-from shmrec.values import bounded, bounded_text, one_bounded, plain
+from shmrec.values import TEXT_LIMIT, bounded, bounded_text, one_bounded
 
 __all__ = ["Span", "Writer"]
 
@@ -54,7 +53,8 @@ _DEFERRED_LIMIT: Final = 64
 _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
     SLOT.word(name) for name in ("number", "generation", "start_ns", "committed", "first", "flags")
 )
-_SLOT_WORDS: Final = SLOT.size // layout.WORD
+_ONE_EVENT: Final = 1 << COUNT_SHIFT
+_SCRATCH: Final = 1
 _LOSS: Final = {cause: index for index, cause in enumerate(LOSSES)}
 
 _INSTANT: Final = INSTANT.prefix()
@@ -64,6 +64,7 @@ _BEGIN_ARGS: Final = BEGIN.prefix(arguments=True)
 _END: Final = END.prefix()
 _END_ARGS: Final = END.prefix(arguments=True)
 _COUNTER: Final = COUNTER.prefix()
+_NO_ARGUMENTS: Final = b"\x80"
 
 # Arrays are packed only from exact builtin types: no default, no user code, no surprise.
 _pack: Callable[[Any], bytes] = msgpack.Packer(strict_types=True).pack
@@ -120,6 +121,47 @@ class Writer:
     be anything that indexes like the segment's, which is how the tests step through it.
     """
 
+    # Slots, because so many attributes in a dict would cost a lookup each.
+    __slots__ = (
+        "_acquire",
+        "_base",
+        "_busy",
+        "_clock",
+        "_committed",
+        "_deferred",
+        "_events",
+        "_generation",
+        "_guard",
+        "_guard_page",
+        "_inherited",
+        "_last",
+        "_limit",
+        "_lock",
+        "_names",
+        "_next_span",
+        "_number",
+        "_open",
+        "_position",
+        "_release",
+        "_ring",
+        "_rotation",
+        "_slot_size",
+        "_slots",
+        "_thread",
+        "_threads",
+        "_view",
+        "_w_closed",
+        "_w_committed",
+        "_w_generation",
+        "_w_losses",
+        "_w_opening",
+        "_w_state",
+        "_w_writing",
+        "_words",
+        "_writing",
+        "revive",
+    )
+
     def __init__(
         self,
         *,
@@ -140,6 +182,8 @@ class Writer:
 
     def _reset(self) -> None:
         self._lock: Any = _RLock()
+        self._acquire: Callable[[], bool] = self._lock.acquire
+        self._release: Callable[[], None] = self._lock.release
         self._busy = False
         self._deferred: list[tuple[Any, ...]] = []
         self._threads: Any = _local()
@@ -151,7 +195,7 @@ class Writer:
         self._position = 0
         self._limit = -1
         self._events = 0
-        self._batch_events = 0
+        self._committed = 0
         self._last = 0
         self._rotation = 0
 
@@ -185,14 +229,23 @@ class Writer:
         self._writing = words[self._w_writing] & ~1
         self._guard[0] = 1
 
-    def unbind(self) -> None:
-        """Seal the batch and let go of the ring; calls do nothing from now on."""
+    def unbind(self) -> bool:
+        """Seal the batch and let go of the ring; calls do nothing from now on.
+
+        Returns whether the memory is no longer used.
+        """
         with self._lock:
-            if not self._guard[0]:
-                return
-            self._guard[0] = 0
-            if self._base:
+            if self._guard[0] and self._base:
                 self._words[self._base + _FLAGS] |= SlotFlag.SEALED
+            self._guard[0] = 0
+            self._generation = self._limit = -1
+            if self._busy:
+                # Called by a signal handler in the middle of a record of this very thread.
+                return False
+            # Whoever waits for the lock will find memory to read that is nobody's.
+            self._words = memoryview(bytearray(_SCRATCH * layout.WORD)).cast("Q")
+            self._w_writing = self._w_generation = 0
+            return True
 
     def forget(self) -> None:
         """In a forked child: the ring is the parent's, and so are lock and open spans."""
@@ -211,14 +264,10 @@ class Writer:
         """Record that something happened, with arguments of any kind."""
         if not self._guard[0] and not self._revived():
             return
+        if type(name) is not str:
+            name = self._text(name)
         if args:
-            try:
-                tail = _pack(args) if plain(args) else bounded(args, events.ARGUMENTS_LIMIT, _pack)
-            except _ENCODING_ERRORS:
-                tail = bounded(args, events.ARGUMENTS_LIMIT, _pack)
-            if len(tail) > events.ARGUMENTS_LIMIT:
-                tail = bounded(args, events.ARGUMENTS_LIMIT, _pack)
-            self._append(_INSTANT_ARGS, name, tail)
+            self._append(_INSTANT_ARGS, name, self._arguments(args))
         else:
             self._append(_INSTANT, name, b"")
 
@@ -226,6 +275,8 @@ class Writer:
         """Begin a span; the id returned ends it, from any thread. 0 where nothing records."""
         if not self._guard[0] and not self._revived():
             return 0
+        if type(name) is not str:
+            name = self._text(name)
         packed = self._arguments(args) if args else b""
         self._next_span = span = self._next_span + 1
         prefix = _BEGIN_ARGS if args else _BEGIN
@@ -263,12 +314,16 @@ class Writer:
             packed = _pack(value if number else one_bounded(value))
         except OverflowError:
             packed = _pack(one_bounded(value))
+        if type(name) is not str:
+            name = self._text(name)
         self._append(_COUNTER, name, packed)
 
     def record(self, kind: Kind, name: str, args: dict[str, Any]) -> None:
         """Record an event of any kind whose fields are a name and arguments."""
         if not self._guard[0] and not self._revived():
             return
+        if type(name) is not str:
+            name = self._text(name)
         self._append(kind.prefix(bool(args)), name, self._arguments(args) if args else b"")
 
     # Outside the critical section.
@@ -277,14 +332,26 @@ class Writer:
         return self.revive is not None and self.revive()
 
     def _arguments(self, args: dict[str, Any]) -> bytes:
-        try:
-            if plain(args):
+        # values.plain() in place: a call would cost as much as the checks.
+        for value in args.values():
+            kind = type(value)
+            if kind is str:
+                if len(value) > TEXT_LIMIT:
+                    break
+            elif kind is not int and kind is not float and kind is not bool and value is not None:
+                break
+        else:
+            try:
                 packed = _pack(args)
                 if len(packed) <= events.ARGUMENTS_LIMIT:
                     return packed
-        except _ENCODING_ERRORS:
-            pass
-        return bounded(args, events.ARGUMENTS_LIMIT, _pack)
+            except _ENCODING_ERRORS:
+                pass
+        try:
+            return bounded(args, events.ARGUMENTS_LIMIT, _pack)
+        except Exception:
+            self.lose("unencodable")
+            return _NO_ARGUMENTS
 
     def lose(self, cause: str, count: int = 1) -> None:
         """Count events that could not be recorded, by a cause from `layout.LOSSES`."""
@@ -293,11 +360,15 @@ class Writer:
                 index = self._w_losses + _LOSS[cause]
                 self._words[index] = max(0, self._words[index] + count)
 
-    def _name_bytes(self, name: Any) -> str:
-        """The text of a name that is not a short plain string."""
-        if not isinstance(name, str):
+    def _text(self, name: object) -> str:
+        """A name that is not a `str`, as one."""
+        try:
+            if isinstance(name, str):
+                return str.__str__(name)
             return bounded_text(repr(name), events.NAME_LIMIT)
-        return bounded_text(name, events.NAME_LIMIT)
+        except Exception:
+            self.lose("unencodable")
+            return "<a name whose repr raised>"
 
     # The critical section.
 
@@ -319,55 +390,54 @@ class Writer:
             thread = self._threads.current
         except AttributeError:
             thread = self._threads.current = _Thread()
-        if type(name) is not str or len(name) > events.NAME_LIMIT or not name.isascii():
-            try:
-                name = self._name_bytes(name)
-            except Exception:
-                self.lose("unencodable")
-                return
-        with self._lock:
+        # Not `with`, which costs twice as much. Acquiring inside the block is as safe: a signal
+        # handler that raises does so when the call has returned, which is in the block's range,
+        # and the lock that an interrupted wait did not get is none that could be released.
+        acquire = self._acquire
+        release = self._release
+        try:
+            acquire()
             if self._busy:
                 self._defer(prefix, name, tail, since, span, opened)
                 return
-            if not self._guard[0]:
-                return
             self._busy = True
             words = self._words
-            writing = self._writing
-            words[self._w_writing] = writing + 1
+            words[self._w_writing] = self._writing + 1
             try:
                 generation = words[self._w_generation]
-                now = self._clock()
+                clock = self._clock
+                now = clock()
                 if generation != self._generation and not self._turn(generation, now):
                     return
-                known = self._names.get(name)
-                if known is None or thread is not self._thread:
-                    self._introduce(name, thread, now)
+                try:
                     known = self._names[name]
+                except KeyError:
+                    known = self._introduce(name, thread)
+                if thread is not self._thread:
+                    known = self._introduce(name, thread)
                 if since:
                     tail = _pack(now - since) + tail
                 data = prefix + _pack(now - self._last) + known + tail
-                position = self._position
-                end = position + len(data)
+                end = self._position + len(data)
                 if end > self._limit:
                     if not self._turn(generation, now):
                         return
-                    self._introduce(name, thread, now)
-                    data = prefix + _pack(now - self._last) + self._names[name] + tail
-                    position = self._position
-                    end = position + len(data)
+                    known = self._introduce(name, thread)
+                    data = prefix + _pack(now - self._last) + known + tail
+                    end = self._position + len(data)
                     if end > self._limit:
                         words[self._w_losses + _LOSS["oversized"]] += 1
                         return
-                self._view[position:end] = data
-                self._batch_events = count = self._batch_events + 1
-                words[self._base + _COMMITTED] = count << COUNT_SHIFT | end - self._payload
+                self._view[self._position : end] = data
+                self._committed = committed = self._committed + len(data) + _ONE_EVENT
+                words[self._w_committed] = committed
                 self._position = end
                 self._last = now
-                if span > 0:
-                    self._open[span] = (name, now, thread, opened)
-                elif span:
-                    self._open.pop(-span, None)
+                if span:
+                    if span > 0:
+                        self._open[span] = (name, now, thread, opened)
+                    else:
+                        self._open.pop(-span, None)
             except BaseException as error:
                 # A signal handler raised in here, or there was no memory. What was published
                 # stands; the next event starts a batch of its own.
@@ -377,14 +447,22 @@ class Writer:
                     raise
                 words[self._w_losses + _LOSS["no_memory"]] += 1
             finally:
-                self._writing = words[self._w_writing] = writing + 2
+                self._writing = words[self._w_writing] = self._writing + 2
                 self._busy = False
             if self._deferred:
                 self._drain()
+        finally:
+            try:  # noqa: SIM105 - entering suppress() costs as much as the lock
+                release()
+            except RuntimeError:
+                pass
 
     def _turn(self, generation: int, now: int) -> bool:
         """Seal the batch and open the next one; False if the recording has been closed."""
         words = self._words
+        if not self._guard[0]:
+            # Another thread detached while this one waited for the lock.
+            return False
         newer = generation != self._generation
         if self._base:
             flags = SlotFlag.SEALED | (SlotFlag.END_OF_GENERATION if newer else 0)
@@ -396,8 +474,8 @@ class Writer:
                 self._guard[0] = 0
                 words[self._w_losses + _LOSS["closed"]] += 1
                 return False
-        self._events += self._batch_events
-        self._batch_events = 0
+        self._events += self._committed >> COUNT_SHIFT
+        self._committed = 0
         self._limit = -1
         self._number = number = self._number + 1
         start = self._ring + (number - 1) % self._slots * self._slot_size
@@ -411,7 +489,8 @@ class Writer:
         words[base + _FLAGS] = 0
         words[base + _NUMBER] = number
         self._base = base
-        self._payload = self._position = start + SLOT.size
+        self._w_committed = base + _COMMITTED
+        self._position = start + SLOT.size
         self._names = {}
         self._thread = None
         self._last = now
@@ -433,55 +512,53 @@ class Writer:
                 self._rotation += written
                 self._words[self._base + _FLAGS] |= SlotFlag.PARTIAL_PREAMBLE
                 break
-            self._introduce(name, thread, now)
-            head = OPEN.prefix(bool(args)) + b"\0" + self._names[name]
+            known = self._introduce(name, thread)
+            head = OPEN.prefix(bool(args)) + b"\0" + known
             self._place(head + _pack(span) + _pack(now - start) + args)
         else:
             self._rotation = 0
-        self._publish()
+        self._words[self._w_committed] = self._committed
 
-    def _introduce(self, name: str, thread: _Thread, now: int) -> None:
-        """Have the batch know the name, and that `thread` speaks; turns a full batch."""
-        needed = b""
+    def _introduce(self, name: str, thread: _Thread) -> bytes:
+        """Have the batch know the name, and that `thread` speaks; the name's packed number.
+
+        The bytes are published with the event that needs them. In a batch that is too full for
+        them nothing changes, and the batch is marked full.
+        """
         names = self._names
-        fresh: list[str] = []
-        if thread is not self._thread:
-            if thread.name not in names:
-                fresh.append(thread.name)
-            if name not in names and name != thread.name:
-                fresh.append(name)
-        elif name not in names:
-            fresh.append(name)
-        ids = {text: _pack(len(names) + index) for index, text in enumerate(fresh)}
-        for text, number in ids.items():
-            needed += NAME.prefix() + b"\0" + number + _pack(text)
-        if thread is not self._thread:
-            speaker = ids.get(thread.name) or names[thread.name]
+        fresh: dict[str, bytes] = {}
+        needed = b""
+        speaks = thread is not self._thread
+        for text in (thread.name, name) if speaks else (name,):
+            if text not in names and text not in fresh:
+                fresh[text] = number = _pack(len(names) + len(fresh))
+                # Only known now to be new: a name costs nothing to check again.
+                shown = bounded_text(text, events.NAME_LIMIT)
+                needed += NAME.prefix() + b"\0" + number + _pack(shown)
+        if speaks:
+            speaker = fresh.get(thread.name) or names[thread.name]
             needed += THREAD.prefix() + b"\0" + _pack(thread.id) + speaker
         if self._position + len(needed) > self._limit:
-            # The event itself will not fit either: let the caller turn the batch.
-            names.setdefault(name, b"\0")
             self._limit = -1
-            return
+            return b""
         self._place(needed)
-        names.update(ids)
+        names.update(fresh)
         self._thread = thread
+        return names[name]
 
     def _place(self, data: bytes) -> None:
+        """Put bytes that count as no event behind the last ones, to be published later."""
         end = self._position + len(data)
         self._view[self._position : end] = data
         self._position = end
-
-    def _publish(self) -> None:
-        size = self._position - self._payload
-        self._words[self._base + _COMMITTED] = self._batch_events << COUNT_SHIFT | size
+        self._committed += len(data)
 
     def _recover(self) -> None:
         """After an interruption, let the published words say where things stand."""
         self._generation = -1
         self._limit = -1
         if self._base:
-            self._batch_events = self._words[self._base + _COMMITTED] >> COUNT_SHIFT
+            self._committed = self._words[self._w_committed]
 
     def _defer(self, *record: Any) -> None:
         """Queue a record made inside another; lost and counted if the outer never returns."""

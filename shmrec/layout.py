@@ -205,7 +205,7 @@ LOSSES: Final = (
 """Why an event was not recorded, in the order of the entry's loss words.
 
 reentrant: made while the same thread was inside another record, and not yet written;
-oversized: more than a batch holds; unencodable: no bounded form could be made of it;
+oversized: more than a batch holds; unencodable: recorded without what had no bounded form;
 interrupted: a signal handler raised in the middle of recording; closed: the recording had
 ended; unmatched: the end of a span that was not open; no_memory: allocation failed.
 """

@@ -193,7 +193,7 @@ class Recorder:
             if segment is None:
                 return
             ours = self._pid == os.getpid() and self._engine.bound
-            self._engine.unbind()
+            free = self._engine.unbind()
             if ours:
                 entry = segment.geometry.entry(self._index)
                 segment.words[ENTRY.word("detached_ns", entry)] = time.monotonic_ns()
@@ -201,7 +201,9 @@ class Recorder:
                 wake(self._wakeup)
             self._engine.revive = None
             self._wakeup = None
-            segment.close()
+            # Else a record of this thread, which a signal interrupted, still goes on there.
+            if free:
+                segment.close()
 
     # Joining.
 

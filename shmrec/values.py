@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-__all__ = ["bounded", "bounded_text", "one_bounded", "plain"]
+__all__ = ["bounded", "bounded_text", "one_bounded"]
 
 TEXT_LIMIT: Final = 512
 """Characters of a string, bytes of a bytes value."""
@@ -22,18 +22,6 @@ NODES_LIMIT: Final = 128
 _MORE: Final = "…"
 _INT_MAX: Final = (1 << 64) - 1
 _INT_MIN: Final = -(1 << 63)
-
-
-def plain(arguments: dict[str, Any]) -> bool:
-    """Whether every value is a scalar that packs as it is, and small: the common case."""
-    for value in arguments.values():
-        kind = type(value)
-        if kind is str:
-            if len(value) > TEXT_LIMIT:
-                return False
-        elif kind is not int and kind is not float and kind is not bool and value is not None:
-            return False
-    return True
 
 
 def bounded_text(text: str, limit: int = TEXT_LIMIT) -> str:

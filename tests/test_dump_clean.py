@@ -72,7 +72,7 @@ def test_a_stale_recording_is_saved_first(recording_name: str, tmp_path: Path) -
         (saved,) = snapshots(tmp_path)
         assert str(saved) in shown
         labels = {each.label: each for each in read(saved).producers}
-        assert [span.name for span in labels["worker 2"].open_spans][0] == "request"
+        assert labels["worker 2"].open_spans[0].name == "request"
 
 
 def test_an_unused_recording_needs_no_snapshot(recording_name: str, tmp_path: Path) -> None:

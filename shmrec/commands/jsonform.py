@@ -30,29 +30,36 @@ __all__ = [
 ]
 
 _DEPTH: Final = 32
+_AS_THEY_ARE: Final = frozenset((int, bool, type(None)))
+_encode: Final = json.JSONEncoder(allow_nan=False).encode
 
 
 def dumps(value: Any) -> str:
     """One line of JSON."""
-    return json.dumps(plain(value), allow_nan=False)
+    return _encode(plain(value))
 
 
 def plain(value: Any, depth: int = 0) -> Any:
     """The value made of what JSON has."""
-    if value is None or isinstance(value, (bool, int)):
+    kind = type(value)
+    if kind in _AS_THEY_ARE:
         return value
-    if isinstance(value, str):
+    if kind is str:
         # Lone surrogates (undecodable file names) are valid \u escapes, but not everywhere.
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    if isinstance(value, float):
+        return (
+            value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
+        )
+    if kind is float:
         return value if math.isfinite(value) else repr(value)
     if isinstance(value, (bytes, bytearray)):
         return {"base64": base64.b64encode(value).decode("ascii")}
     if depth >= _DEPTH:
         return "…"
-    if isinstance(value, Mapping):
+    if kind is dict:
         return {
-            key if isinstance(key, str) else str(key): plain(item, depth + 1)
+            (key if type(key) is str else str(key)): (
+                item if type(item) in _AS_THEY_ARE else plain(item, depth + 1)
+            )
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):

@@ -87,7 +87,7 @@ def _facts(screen: Screen, rows: list[tuple[Part, Part]], *, indent: int) -> Non
 
 def _death(screen: Screen, snapshot: Snapshot, producer: Producer) -> None:
     reference = snapshot.reference_ns(producer)
-    why, known = cause(producer.cause)
+    why, known = cause(producer)
     screen.line()
     screen.line((f"Died: {who(producer)}", "bad"))
     rows: list[tuple[Part, Part]] = [(("cause", "dim"), (why, "strong"))]

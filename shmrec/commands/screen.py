@@ -108,4 +108,6 @@ class Screen:
     def _rendered(self, part: Part) -> str:
         if isinstance(part, str):
             return part
+        if self._colours is None:
+            return part[0]
         return self._style(part).render(part[0], color_system=self._colours)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
-from shmrec.manifest import Cause, Producer
+from shmrec.manifest import Producer
 
 __all__ = [
     "LOST",
@@ -102,32 +103,34 @@ def some(words: Iterable[str], most: int = 8) -> str:
     return f"{', '.join(found[:most])} and {len(found) - most} more"
 
 
-def _instant(wall_ns: int) -> datetime | None:
+@lru_cache(maxsize=64)
+def _calendar(seconds: int) -> tuple[str, str] | None:
+    """The date and the time of day in UTC; None for what no calendar holds."""
     try:
-        seconds = datetime.fromtimestamp(wall_ns // _SECOND, UTC)
+        shown = datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, OSError, ValueError):
         return None
-    return seconds.replace(microsecond=wall_ns % _SECOND // 1_000)
+    return shown.date().isoformat(), shown.time().isoformat("seconds")
 
 
 def wall(wall_ns: int) -> str | None:
     """ISO 8601 in UTC with microseconds; None for what no calendar holds."""
-    instant = _instant(wall_ns)
-    if instant is None:
+    found = _calendar(wall_ns // _SECOND)
+    if found is None:
         return None
-    return instant.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return f"{found[0]}T{found[1]}.{wall_ns % _SECOND // 1_000:06}Z"
 
 
 def moment(wall_ns: int) -> str:
     """A date and time of day in UTC, to the second."""
-    instant = _instant(wall_ns)
-    return f"{instant:%Y-%m-%d %H:%M:%S} UTC" if instant is not None else "at an unknown time"
+    found = _calendar(wall_ns // _SECOND)
+    return f"{found[0]} {found[1]} UTC" if found is not None else "at an unknown time"
 
 
 def clock(wall_ns: int) -> str:
     """A time of day in UTC with microseconds, as ``--since`` and ``--until`` take it."""
-    instant = _instant(wall_ns)
-    return instant.time().isoformat("microseconds") if instant is not None else "--:--:--.------"
+    found = _calendar(wall_ns // _SECOND)
+    return f"{found[1]}.{wall_ns % _SECOND // 1_000:06}" if found is not None else "--:--:--.------"
 
 
 def arguments(args: Mapping[str, Any], limit: int = 0) -> str:
@@ -158,8 +161,11 @@ def who(producer: Producer) -> str:
     return f"pid {producer.pid} ({label})" if label else f"pid {producer.pid}"
 
 
-def cause(known: Cause | None) -> tuple[str, str]:
+def cause(producer: Producer) -> tuple[str, str]:
     """Why a producer ended, and how that is known; both say so where nothing is."""
-    if known is None:
-        return "unknown", "nobody watched it end"
-    return safe(known.text), safe(known.source)
+    known = producer.cause
+    if known is not None:
+        return safe(known.text), safe(known.source)
+    # Its end may have been noticed, and dealt with, before this snapshot was taken.
+    seen = "this snapshot does not say" if producer.ended_ns else "nobody watched it end"
+    return "unknown", seen

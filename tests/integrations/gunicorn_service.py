@@ -64,6 +64,16 @@ class Start(Protocol):
     ) -> Service: ...
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "SigCgt":
+                return bool(int(value, 16) >> (number - 1) & 1)
+    return False
+
+
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
@@ -207,7 +217,8 @@ class Service:
         ]
 
     def workers(self) -> list[int]:
-        return self.attached(WORKER)
+        """The workers that are up: before they catch signals, one that stops them is lost."""
+        return [pid for pid in self.attached(WORKER) if catches(pid, signal.SIGABRT)]
 
     def children(self) -> list[int]:
         """The master's children, recorded or not."""
@@ -248,6 +259,16 @@ class Service:
         with open_segment(self.recording) as segment:
             wakeup = open_wakeup(segment)
             return shmrec.read(ask(segment, wakeup, Verb.SNAPSHOT, timeout=WAIT_SECONDS))
+
+    def wait_for(self, name: str, **args: object) -> None:
+        """Wait until the event has been recorded, once."""
+
+        def recorded() -> bool:
+            found = [event for event in self.now() if event.name == name and event.args == args]
+            assert len(found) <= 1
+            return bool(found)
+
+        wait_until(recorded)
 
     # Ending it.
 

@@ -56,8 +56,7 @@ def test_a_view_that_kills_its_worker(start: Start) -> None:
     found = service.snapshot("death")
     (dead,) = [producer for producer in found.producers if producer.state == "dead"]
     assert paths_in(dead) == ["/die"]
-    ended = [event for event in service.now() if event.name == "worker ended"]
-    assert [event.args for event in ended] == [{"pid": dead.pid, "signal": 9}]
+    service.wait_for("worker ended", pid=dead.pid, signal=9)
 
 
 def test_a_view_that_leaves_without_a_word(start: Start) -> None:

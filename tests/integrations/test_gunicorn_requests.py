@@ -83,11 +83,11 @@ def test_how_a_request_ended(
 ) -> None:
     service = start(*kind, *log, app=app).ready()
     service.let_out("x")
-    assert service.get("/gate/x/204")[0] == 204
+    assert service.get("/gate/x/201")[0] == 201
     assert service.get("/gate/x/418?secret")[0] == 418
     assert service.get("/fail")[0] == 500
-    found = spans_over(service, "/gate/x/204", "/gate/x/418", "/fail")
-    assert found["/gate/x/204"][1].args == {"status": 204}
+    found = spans_over(service, "/gate/x/201", "/gate/x/418", "/fail")
+    assert found["/gate/x/201"][1].args == {"status": 201}
     assert found["/gate/x/418"][1].args == {"status": 418}
     assert found["/fail"][1].args == {"status": 500, "error": "ValueError"}
 

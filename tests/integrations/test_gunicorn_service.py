@@ -16,7 +16,9 @@ from tests.integrations.gunicorn_service import MASTER, Service, Start, configur
 
 def reload(service: Service, before: set[int]) -> None:
     service.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: not before & set(service.workers()) and len(service.workers()) == 2)
+    wait_until(
+        lambda: not before & set(service.workers()) and len(service.workers()) == len(before)
+    )
 
 
 def test_a_reload_keeps_the_recording_and_records_nothing_twice(start: Start) -> None:
@@ -32,10 +34,9 @@ def test_a_reload_keeps_the_recording_and_records_nothing_twice(start: Start) ->
     begun = [event for event in service.now() if event.args.get("path") == "/once"]
     assert len(begun) == 1
     assert not service.snapshots("death")
-    os.kill(service.workers()[0], signal.SIGKILL)
-    service.snapshot("death")
-    ended = [event for event in service.now() if event.name == "worker ended"]
-    assert len(ended) == 1
+    victim = service.workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    service.wait_for("worker ended", pid=victim, signal=9)
 
 
 def test_an_upgrade_runs_two_masters_in_one_recording(start: Start) -> None:
@@ -153,9 +154,7 @@ def test_hooks_of_ones_own_are_chained(start: Start, arguments: str) -> None:
         """,
     )
     service = start(config=config).ready()
-    service.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: "on_reload" in (service.folder / "notes").read_text())
-    service.ready()
+    reload(service, set(service.workers()))
     service.get("/noted")
     assert service.stop() == 0
     noted = (service.folder / "notes").read_text().split("\n")
@@ -163,7 +162,7 @@ def test_hooks_of_ones_own_are_chained(start: Start, arguments: str) -> None:
     assert words[0] == "on_starting"
     assert words[-1] == "on_exit"
     assert words.count("pre_fork") == words.count("post_fork") == words.count("initialised") == 2
-    assert words.count("pre_request") == words.count("post_request") >= 3
+    assert words.count("pre_request") == words.count("post_request") >= 2
 
 
 def test_a_hook_that_raises_is_gunicorns_business(start: Start) -> None:

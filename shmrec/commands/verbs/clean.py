@@ -63,8 +63,9 @@ def command(
 ) -> None:
     """Remove stale recordings and old snapshots, after asking.
 
-    With NAMEs, only those recordings and their snapshots. A recording with a live collector or process is never touched. What a stale one still holds
-    is written to a snapshot before it goes.
+    With NAMEs, only those recordings and their snapshots. A recording with a live collector or
+    process is never touched. What a stale one still holds is written to a snapshot before it
+    goes.
     """
     screen = Screen()
     stale = [
