@@ -10,9 +10,9 @@ import os
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from shmrec.batch import Writer
 from shmrec.errors import EngineError
 from shmrec.events import Kind
+from shmrec.writer import Writer
 
 __all__ = ["NAMES", "Engine", "choose"]
 
@@ -31,7 +31,7 @@ class Scope(Protocol):
 
 
 class Engine(Protocol):
-    """What every twin does; `batch.Writer` is the specification."""
+    """What every twin does; `writer.Writer` is the specification."""
 
     revive: Callable[[], bool] | None
 

@@ -1,4 +1,4 @@
-"""The decoder of a batch's bytes: the other half of `batch.Writer`.
+"""The decoder of a batch's bytes: the other half of `batch`.
 
 Runs in whoever reads: the collector, tools, tests. What it reads is hostile until checked: a
 batch never raises, costs memory beyond its own size, or sends the reader in a circle; what

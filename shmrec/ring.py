@@ -1,6 +1,6 @@
 """The read side of a ring: consistent copies of what a producer may be overwriting.
 
-Runs in the collector and in tools. The other half of the protocol is `batch.Writer`.
+Runs in the collector and in tools. The other half of the protocol is `batch` and `writer`.
 
 Invariants: nothing in the segment is believed before it has been checked against the
 geometry; a batch is handed out only if its slot still carried its number, and no newer batch

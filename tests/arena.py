@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from shmrec.batch import Writer
 from shmrec.decoder import decode
 from shmrec.events import Event
 from shmrec.layout import CONTROL, ENTRY, EntryState, Geometry
 from shmrec.ring import Batch, RingReader
+from shmrec.writer import Writer
 
 
 class Stepped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import pty
@@ -15,10 +16,13 @@ import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgpack
+import pytest
 
 from shmrec import events
+from shmrec.commands.dump import main
 from shmrec.manifest import Header, Producer
 from shmrec.ring import Batch, Head
 from shmrec.snapshot import FileWriter
@@ -85,21 +89,48 @@ def dump(
     *args: object,
     check: int | None = 0,
     env: dict[str, str] | None = None,
-    said: str = "",
+    said: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``shmrec-dump`` and check its status; `said` goes to its standard input."""
-    done = subprocess.run(
-        [*DUMP, *map(str, args)],
-        input=said,
-        capture_output=True,
-        text=True,
-        timeout=WAIT_SECONDS * 2,
-        env=environment(env),
-    )
+    """Run ``shmrec-dump`` and check its status.
+
+    As a process if it gets an environment or something on its standard input, else in here,
+    which is ten times as fast.
+    """
+    if env is None and said is None:
+        done = _in_here([str(arg) for arg in args])
+    else:
+        done = subprocess.run(
+            [*DUMP, *map(str, args)],
+            input=said,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS * 2,
+            env=environment(env),
+        )
     assert "Traceback" not in done.stderr, done.stderr
     if check is not None:
         assert done.returncode == check, (done.returncode, done.stdout, done.stderr)
     return done
+
+
+def _in_here(args: list[str]) -> subprocess.CompletedProcess[str]:
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with (
+        mock.patch.object(sys, "argv", ["shmrec-dump", *args]),
+        mock.patch.dict(os.environ, environment(), clear=True),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as left,
+    ):
+        main()
+    shown = []
+    for stream in (out, err):
+        stream.flush()
+        buffer = stream.buffer
+        assert isinstance(buffer, io.BytesIO)
+        shown.append(buffer.getvalue().decode())
+    assert isinstance(left.value.code, int)
+    return subprocess.CompletedProcess(args, left.value.code, *shown)
 
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:

@@ -118,7 +118,7 @@ def test_json_of_odd_arguments(crashed: Path) -> None:
 
 
 def test_text(crashed: Path) -> None:
-    shown = dump("events", crashed).stdout
+    shown = dump("events", crashed, env={}).stdout
     assert all(char.isprintable() or char == "\n" for char in shown)
     lines = shown.splitlines()
     assert len(lines) == len(found(crashed))

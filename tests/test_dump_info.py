@@ -144,7 +144,7 @@ def test_json_is_one_line_of_ascii(crashed: tuple[Path, list[int]]) -> None:
 
 def test_report_of_a_death(crashed: tuple[Path, list[int]]) -> None:
     path, workers = crashed
-    shown = dump("info", path).stdout
+    shown = dump("info", path, env={}).stdout
     lines = shown.splitlines()
     assert re.fullmatch(r"Death of worker 1 pid \d+: signal 9 \(SIGKILL\)", lines[0])
     assert "-info on " in shown

@@ -17,6 +17,7 @@ import pytest
 from shmrec import process
 from shmrec.segment import open_segment
 from shmrec.snapshot import read
+from shmrec.wakeup import remove_wakeup
 
 from .conftest import snapshots, wait_until
 from .dumping import (
@@ -300,6 +301,8 @@ def test_a_recording_in_a_file(recording_name: str, tmp_path: Path) -> None:
     finally:
         owner.kill()
         owner.wait()
+        with open_segment(recording_name, str(memory), writable=False) as segment:
+            remove_wakeup(segment)
         for pipe in (owner.stdin, owner.stdout):
             assert pipe is not None
             pipe.close()

@@ -52,7 +52,7 @@ def test_events_help_defines_moments() -> None:
 
 
 def test_version() -> None:
-    assert dump("--version").stdout == f"shmrec-dump {shmrec.__version__}\n"
+    assert dump("--version", env={}).stdout == f"shmrec-dump {shmrec.__version__}\n"
 
 
 def test_list_is_the_default_verb(tmp_path: Path) -> None:
@@ -81,6 +81,14 @@ def test_list_is_the_default_verb(tmp_path: Path) -> None:
 def test_wrong_usage(args: tuple[str, ...]) -> None:
     line = failure(*args, check=2)
     assert "--help" in line
+
+
+def test_statuses_of_the_process(tmp_path: Path) -> None:
+    assert failure("info", "--dir", tmp_path, env={})
+    assert failure("info", "--nonsense", check=2, env={})
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(b"x")
+    assert dump("verify", damaged, check=1, env={}).stderr == ""
 
 
 @pytest.mark.parametrize("verb", ["info", "events", "verify"])

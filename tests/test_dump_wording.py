@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmrec.commands.jsonform import dumps
@@ -82,6 +82,7 @@ _VALUES = st.recursive(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(), _VALUES))
 def test_arguments_print_and_are_json(args: dict[str, Any]) -> None:
     shown = arguments(args)

@@ -15,7 +15,8 @@ LEVELS = (
     ("process", "fence", "values"),
     ("segment",),
     ("wakeup", "ledger", "batch", "decoder", "manifest"),
-    ("_engine", "ring", "ending", "requests", "store"),
+    ("writer", "ring", "ending", "requests", "store"),
+    ("_engine",),
     ("claim", "snapshot", "live", "generation"),
     ("recorder", "deaths", "capture", "launch"),
     ("takeover", "flight"),
@@ -41,7 +42,7 @@ THIRD_PARTIES = {
 OTHER_THIRD_PARTIES = ("commands.*", "integrations.*")
 
 # The writer maps its private fork guard; only the segment maps what others share.
-MMAP = {"segment", "batch"}
+MMAP = {"segment", "writer"}
 SHARED_MEMORY = {"segment"}
 
 TOO_HEAVY_FOR_A_PRODUCER = {

@@ -122,7 +122,7 @@ def test_counters_take_numbers_and_bounded_forms_of_all_else(arena: Arena) -> No
 
 
 def test_nothing_is_done_without_a_ring(arena: Arena) -> None:
-    from shmrec.batch import Writer
+    from shmrec.writer import Writer
 
     writer = Writer()
     writer.instant("x", n=1)

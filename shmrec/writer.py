@@ -1,0 +1,382 @@
+"""The writer: a producer's calls, and the critical section that they share.
+
+`Writer` is the python engine and the specification; the native engine is its twin. It runs in
+producers. What happens to the slot is `batch.OpenBatch`.
+
+Invariants:
+
+- Whatever may run a program's code or fail (encoding, ``repr``, thread names) has happened
+  before the critical section.
+- ``writing`` is odd from before ``generation`` is loaded until after ``committed`` is stored.
+- A record made while the same thread is inside another (signal handler, garbage collection)
+  is counted lost, queued, and uncounted when the outer record has written it.
+- An exception that a signal handler raises goes on to the caller; what was published stands.
+
+The lock is the interpreter's own recursive lock, acquired inside the block that releases it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Any, Final
+
+from shmrec import events
+from shmrec.batch import LOSS, OpenBatch, Speaker, native
+from shmrec.batch import pack as _pack
+from shmrec.events import BEGIN, COUNTER, END, INSTANT, Kind
+from shmrec.layout import COUNT_SHIFT
+from shmrec.values import TEXT_LIMIT, bounded, bounded_text, one_bounded
+
+__all__ = ["Span", "Writer"]
+
+_local: Any = native("_local")
+_RLock: Any = native("RLock")
+
+_MADV_WIPEONFORK: Final = 18
+_DEFERRED_LIMIT: Final = 64
+_ONE_EVENT: Final = 1 << COUNT_SHIFT
+
+_INSTANT: Final = INSTANT.prefix()
+_INSTANT_ARGS: Final = INSTANT.prefix(arguments=True)
+_BEGIN: Final = BEGIN.prefix()
+_BEGIN_ARGS: Final = BEGIN.prefix(arguments=True)
+_END: Final = END.prefix()
+_END_ARGS: Final = END.prefix(arguments=True)
+_COUNTER: Final = COUNTER.prefix()
+_NO_ARGUMENTS: Final = b"\x80"
+_ENCODING_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError)
+
+
+class Span:
+    """The context manager that `span` returns: begins at entry, ends at exit.
+
+    An exception that passes through is noted as ``error`` in the end's arguments and goes on.
+    One object is one span: entering it twice begins a second one.
+    """
+
+    __slots__ = ("_args", "_name", "_writer", "id")
+
+    def __init__(self, writer: Writer, name: str, args: dict[str, Any]) -> None:
+        self._writer = writer
+        self._name = name
+        self._args = args
+        self.id = 0
+
+    def __enter__(self) -> Span:
+        self.id = self._writer.begin(self._name, **self._args)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._writer.end(self.id)
+        else:
+            self._writer.end(self.id, error=bounded_text(str(kind.__name__), events.NAME_LIMIT))
+
+
+class Writer(OpenBatch):
+    """Records events into one ring; the python engine's hot path.
+
+    `bind` gives it a ring, `unbind` takes the ring away. While it has none, or after a fork,
+    every call asks `revive` for one; without `revive` calls do nothing. `words` and `view` may
+    be anything that indexes like the segment's, which is how the tests step through it.
+    """
+
+    __slots__ = (
+        "_acquire",
+        "_busy",
+        "_clock",
+        "_deferred",
+        "_guard_page",
+        "_inherited",
+        "_lock",
+        "_next_span",
+        "_release",
+        "_threads",
+        "revive",
+    )
+
+    def __init__(
+        self,
+        *,
+        revive: Callable[[], bool] | None = None,
+        clock: Callable[[], int] = monotonic_ns,
+    ) -> None:
+        self.revive = revive
+        self._clock = clock
+        self._guard_page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # The kernel clears the page in a forked child, whoever called fork; where it cannot,
+        # os.register_at_fork does it for forks made through Python.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._guard_page.madvise(_MADV_WIPEONFORK)
+        self._guard = memoryview(self._guard_page).cast("Q")
+        self._next_span = 0
+        self._inherited = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock: Any = _RLock()
+        self._acquire: Callable[[], bool] = self._lock.acquire
+        self._release: Callable[[], None] = self._lock.release
+        self._busy = False
+        self._deferred: list[tuple[Any, ...]] = []
+        self._threads: Any = _local()
+        self._close_batch()
+
+    def bind(
+        self,
+        view: Any,
+        words: Any,
+        *,
+        entry: int,
+        ring: int,
+        slot_size: int,
+        slots: int,
+    ) -> None:
+        """Record into the ring at byte `ring` with its entry at byte `entry` from now on.
+
+        The caller owns the entry (state CLAIMING) and has reserved the ring's pages.
+        """
+        self._reset()
+        self._place_ring(view, words, entry, ring, slot_size, slots)
+        self._guard[0] = 1
+
+    def unbind(self) -> bool:
+        """Seal the batch and let go of the ring; calls do nothing from now on.
+
+        Returns whether the memory is no longer used.
+        """
+        with self._lock:
+            if self._guard[0]:
+                self._seal()
+            self._guard[0] = 0
+            self._generation = self._limit = -1
+            if self._busy:
+                # Called by a signal handler in the middle of a record of this very thread.
+                return False
+            self._take_ring_away()
+            return True
+
+    def forget(self) -> None:
+        """In a forked child: the ring is the parent's, and so are lock and open spans."""
+        self._guard[0] = 0
+        self._inherited = self._next_span
+        self._reset()
+
+    @property
+    def bound(self) -> bool:
+        """Whether calls reach a ring of this very process."""
+        return bool(self._guard[0])
+
+    # The calls that people make.
+
+    def instant(self, name: str, /, **args: Any) -> None:
+        """Record that something happened, with arguments of any kind."""
+        if not self._guard[0] and not self._revived():
+            return
+        if type(name) is not str:
+            name = self._text(name)
+        if args:
+            self._append(_INSTANT_ARGS, name, self._arguments(args))
+        else:
+            self._append(_INSTANT, name, b"")
+
+    def begin(self, name: str, /, **args: Any) -> int:
+        """Begin a span; the id returned ends it, from any thread. 0 where nothing records."""
+        if not self._guard[0] and not self._revived():
+            return 0
+        if type(name) is not str:
+            name = self._text(name)
+        packed = self._arguments(args) if args else b""
+        self._next_span = span = self._next_span + 1
+        prefix = _BEGIN_ARGS if args else _BEGIN
+        self._append(prefix, name, _pack(span) + packed, 0, span, packed)
+        return span
+
+    def end(self, span: int, /, **args: Any) -> None:
+        """End the span that `begin` gave; one that is not open is counted, not raised."""
+        if type(span) is int and span <= self._inherited:
+            # Of a writer that recorded nothing, or begun by the parent before a fork.
+            return
+        if not self._guard[0] and not self._revived():
+            return
+        packed = self._arguments(args) if args else b""
+        try:
+            opened = self._open.get(span)
+        except TypeError:
+            opened = None
+        if opened is None:
+            self.lose("unmatched")
+            return
+        prefix = _END_ARGS if args else _END
+        self._append(prefix, opened[0], _pack(span) + packed, opened[1], -span)
+
+    def span(self, name: str, /, **args: Any) -> Span:
+        """A context manager that begins a span at entry and ends it at exit."""
+        return Span(self, name, args)
+
+    def counter(self, name: str, value: Any, /) -> None:
+        """Record a value at this time."""
+        if not self._guard[0] and not self._revived():
+            return
+        try:
+            number = type(value) is int or type(value) is float
+            packed = _pack(value if number else one_bounded(value))
+        except OverflowError:
+            packed = _pack(one_bounded(value))
+        if type(name) is not str:
+            name = self._text(name)
+        self._append(_COUNTER, name, packed)
+
+    def record(self, kind: Kind, name: str, args: dict[str, Any]) -> None:
+        """Record an event of any kind whose fields are a name and arguments."""
+        if not self._guard[0] and not self._revived():
+            return
+        if type(name) is not str:
+            name = self._text(name)
+        self._append(kind.prefix(bool(args)), name, self._arguments(args) if args else b"")
+
+    # Outside the critical section.
+
+    def _revived(self) -> bool:
+        return self.revive is not None and self.revive()
+
+    def _arguments(self, args: dict[str, Any]) -> bytes:
+        # values.plain() in place: a call would cost as much as the checks.
+        for value in args.values():
+            kind = type(value)
+            if kind is str:
+                if len(value) > TEXT_LIMIT:
+                    break
+            elif kind is not int and kind is not float and kind is not bool and value is not None:
+                break
+        else:
+            try:
+                packed = _pack(args)
+                if len(packed) <= events.ARGUMENTS_LIMIT:
+                    return packed
+            except _ENCODING_ERRORS:
+                pass
+        try:
+            return bounded(args, events.ARGUMENTS_LIMIT, _pack)
+        except Exception:
+            self.lose("unencodable")
+            return _NO_ARGUMENTS
+
+    def lose(self, cause: str, count: int = 1) -> None:
+        """Count events that could not be recorded, by a cause from `layout.LOSSES`."""
+        with self._lock:
+            if self._guard[0]:
+                index = self._w_losses + LOSS[cause]
+                self._words[index] = max(0, self._words[index] + count)
+
+    def _text(self, name: object) -> str:
+        """A name that is not a `str`, as one."""
+        try:
+            if isinstance(name, str):
+                return str.__str__(name)
+            return bounded_text(repr(name), events.NAME_LIMIT)
+        except Exception:
+            self.lose("unencodable")
+            return "<a name whose repr raised>"
+
+    # The critical section.
+
+    def _append(
+        self,
+        prefix: bytes,
+        name: str,
+        tail: bytes,
+        since: int = 0,
+        span: int = 0,
+        opened: bytes = b"",
+    ) -> None:
+        """Write one event: `prefix`, time, name, [time since `since`,] `tail`.
+
+        A positive `span` is remembered as open, with `opened` for later preambles; a negative
+        one is open no more.
+        """
+        try:
+            thread = self._threads.current
+        except AttributeError:
+            thread = self._threads.current = Speaker()
+        # Not `with`, which costs twice as much. Acquiring inside the block is as safe: a signal
+        # handler that raises does so when the call has returned, which is in the block's range,
+        # and the lock that an interrupted wait did not get is none that could be released.
+        acquire = self._acquire
+        release = self._release
+        try:
+            acquire()
+            if self._busy:
+                self._defer(prefix, name, tail, since, span, opened)
+                return
+            self._busy = True
+            words = self._words
+            words[self._w_writing] = self._writing + 1
+            try:
+                generation = words[self._w_generation]
+                clock = self._clock
+                now = clock()
+                if generation != self._generation and not self._turn(generation, now):
+                    return
+                try:
+                    known = self._names[name]
+                except KeyError:
+                    known = self._introduce(name, thread)
+                if thread is not self._thread:
+                    known = self._introduce(name, thread)
+                if since:
+                    tail = _pack(now - since) + tail
+                data = prefix + _pack(now - self._last) + known + tail
+                end = self._position + len(data)
+                if end > self._limit:
+                    if not self._turn(generation, now):
+                        return
+                    known = self._introduce(name, thread)
+                    data = prefix + _pack(now - self._last) + known + tail
+                    end = self._position + len(data)
+                    if end > self._limit:
+                        words[self._w_losses + LOSS["oversized"]] += 1
+                        return
+                self._view[self._position : end] = data
+                self._committed = committed = self._committed + len(data) + _ONE_EVENT
+                words[self._w_committed] = committed
+                self._position = end
+                self._last = now
+                if span:
+                    if span > 0:
+                        self._open[span] = (name, now, thread, opened)
+                    else:
+                        self._open.pop(-span, None)
+            except BaseException as error:
+                # A signal handler raised in here, or there was no memory. What was published
+                # stands; the next event starts a batch of its own.
+                self._recover()
+                if not isinstance(error, MemoryError):
+                    words[self._w_losses + LOSS["interrupted"]] += 1
+                    raise
+                words[self._w_losses + LOSS["no_memory"]] += 1
+            finally:
+                self._writing = words[self._w_writing] = self._writing + 2
+                self._busy = False
+            if self._deferred:
+                self._drain()
+        finally:
+            try:  # noqa: SIM105 - entering suppress() costs as much as the lock
+                release()
+            except RuntimeError:
+                pass
+
+    def _defer(self, *record: Any) -> None:
+        """Queue a record made inside another; lost and counted if the outer never returns."""
+        self._words[self._w_losses + LOSS["reentrant"]] += 1
+        if len(self._deferred) < _DEFERRED_LIMIT:
+            self._deferred.append(record)
+
+    def _drain(self) -> None:
+        while self._deferred:
+            record = self._deferred.pop(0)
+            self._append(*record)
+            self._words[self._w_losses + LOSS["reentrant"]] -= 1
