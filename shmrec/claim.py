@@ -4,9 +4,10 @@ Runs in producers, under the segment's lock. Free rings are claimed first, then 
 owner ended longest ago; never one whose owner died and whose death the collector has not
 dealt with, for that ring is evidence.
 
-Invariants: the ring's pages are reserved before anything is said to be recorded there; the
-old owner's batches lose their numbers while the entry says CLAIMING; `incarnation` changes
-before the entry says LIVE, so that a reader who was copying notices.
+Invariants: the choice is made under the lock, and what takes long without it, while the entry
+says CLAIMING; the ring's pages are reserved before anything is said to be recorded there; the
+old owner's batches lose their numbers before `incarnation` changes, and that before the entry
+says LIVE, so that a reader who was copying notices.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from shmrec import fence, layout, process
 from shmrec._engine import Engine
 from shmrec.errors import NoSuchRecordingError, RingsTakenError, SpaceError
 from shmrec.layout import ENTRY, LABEL_BYTES, SLOT, EntryState, SegmentState
-from shmrec.ring import RingReader
 from shmrec.segment import Segment
 from shmrec.values import bounded_text
 
@@ -33,6 +33,7 @@ def claim(segment: Segment, engine: Engine, engine_name: str, label: str) -> int
     """
     words, geometry = segment.words, segment.geometry
     fenced = fence.register()
+    started = process.start_ticks(os.getpid())
     with segment.locked():
         if segment.state == SegmentState.CLOSED:
             raise NoSuchRecordingError(f"recording {segment.name!r} has been closed")
@@ -43,38 +44,40 @@ def claim(segment: Segment, engine: Engine, engine_name: str, label: str) -> int
                 f"all {geometry.producers} rings of recording {segment.name!r} are taken: "
                 "start it with more (--producers)"
             )
-        try:
-            segment.reserve(geometry.ring(index), geometry.ring_size)
-        except SpaceError:
-            segment.set_word("refused_space", segment.word("refused_space") + 1)
-            raise
         at = geometry.entry(index)
         words[ENTRY.word("state", at)] = EntryState.CLAIMING
-        _clear(segment, index)
-        where = ENTRY.bytes_at("identity", at)
-        segment.view[where] = os.urandom(where.stop - where.start)
-        set_label(segment, index, label)
-        values = {
-            "pid": os.getpid(),
-            "start_ticks": process.start_ticks(os.getpid()),
-            "attached_ns": time.monotonic_ns(),
-            "detached_ns": 0,
-            "engine": layout.ENGINES.index(engine_name),
-            "fenced": int(fenced),
-            "incarnation": words[ENTRY.word("incarnation", at)] + 1,
-        }
-        for name, value in values.items():
-            words[ENTRY.word(name, at)] = value
-        engine.bind(
-            segment.view,
-            words,
-            entry=at,
-            ring=geometry.ring(index),
-            slot_size=geometry.slot_size,
-            slots=geometry.slots,
-        )
-        words[ENTRY.word("state", at)] = EntryState.LIVE
-        segment.set_word("attached", segment.word("attached") + 1)
+        words[ENTRY.word("pid", at)] = os.getpid()
+        words[ENTRY.word("start_ticks", at)] = started
+    # The ring is ours: what takes long is done without the lock.
+    try:
+        segment.reserve(geometry.ring(index), geometry.ring_size)
+    except SpaceError:
+        words[ENTRY.word("state", at)] = EntryState.FREE
+        with segment.locked():
+            segment.set_word("refused_space", segment.word("refused_space") + 1)
+        raise
+    _clear(segment, index)
+    where = ENTRY.bytes_at("identity", at)
+    segment.view[where] = os.urandom(where.stop - where.start)
+    set_label(segment, index, label)
+    values = {
+        "attached_ns": time.monotonic_ns(),
+        "detached_ns": 0,
+        "engine": layout.ENGINES.index(engine_name),
+        "fenced": int(fenced),
+        "incarnation": words[ENTRY.word("incarnation", at)] + 1,
+    }
+    for name, value in values.items():
+        words[ENTRY.word(name, at)] = value
+    engine.bind(
+        segment.view,
+        words,
+        entry=at,
+        ring=geometry.ring(index),
+        slot_size=geometry.slot_size,
+        slots=geometry.slots,
+    )
+    words[ENTRY.word("state", at)] = EntryState.LIVE
     return index
 
 
@@ -103,16 +106,21 @@ def _clear(segment: Segment, index: int) -> None:
 
 def _free_ring(segment: Segment) -> int | None:
     """The ring to claim: a free one, else the one whose process ended longest ago."""
+    words = segment.words
     ended: list[tuple[int, int]] = []
     for index in range(segment.geometry.producers):
-        entry = RingReader(segment.view, segment.words, segment.geometry, index).entry()
-        if not entry.incarnation or entry.state == EntryState.FREE:
+        at = segment.geometry.entry(index)
+        state = words[ENTRY.word("state", at)]
+        if state == EntryState.FREE:
             return index
-        if entry.state == EntryState.DETACHED:
-            ended.append((entry.detached_ns, index))
-        elif entry.state == EntryState.CLAIMING:
-            # Its claimer died under the lock that we hold now: nothing was recorded.
-            ended.append((0, index))
-        elif entry.settled == entry.incarnation and not process.alive(entry.pid, entry.start_ticks):
-            ended.append((entry.ended_ns, index))
+        if state == EntryState.DETACHED:
+            ended.append((words[ENTRY.word("detached_ns", at)], index))
+            continue
+        incarnation = words[ENTRY.word("incarnation", at)]
+        dealt_with = state == EntryState.CLAIMING or words[ENTRY.word("settled", at)] == incarnation
+        pid, started = words[ENTRY.word("pid", at)], words[ENTRY.word("start_ticks", at)]
+        if dealt_with and not process.alive(pid, started):
+            # A claimer that died before it was ready recorded nothing.
+            when = 0 if state == EntryState.CLAIMING else words[ENTRY.word("ended_ns", at)]
+            ended.append((when, index))
     return min(ended)[1] if ended else None

@@ -132,7 +132,6 @@ CONTROL: Final = Table(
         Row("collector_start", 592, 8, "collector", "its start time in clock ticks"),
         Row("heartbeat_ns", 600, 8, "collector", "CLOCK_MONOTONIC of its last tick"),
         Row("snapshots", 608, 8, "collector", "snapshots written"),
-        Row("attached", 1024, 8, "attachers", "rings claimed, under the lock"),
         Row("refused_full", 1032, 8, "attachers", "no ring to be had, under the lock"),
         Row("refused_space", 1040, 8, "attachers", "no memory for a ring, under the lock"),
         Row("ledger", 2048, LEDGER * 16, "collector", "pairs: generation, when it began"),

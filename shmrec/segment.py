@@ -51,7 +51,7 @@ __all__ = [
 _DIRECTORY: Final = "/dev/shm"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}\Z", re.ASCII)
 _READY_SECONDS: Final = 1.0
-LOCK_SECONDS: Final = 2.0
+LOCK_SECONDS: Final = 10.0
 _LOCK_POLL_SECONDS: Final = 0.001
 
 _closing = RLock()

@@ -41,20 +41,14 @@ signal n); without one 0, 1 if the recording could not be served, 2 for wrong us
 """
 
 
-class _Bytes(click.ParamType[int]):
-    """A size in bytes, with an optional K, M or G (powers of 1024)."""
-
-    name = "bytes"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
-        factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
-        try:
-            return int(text[:-1] if factor > 1 else text) * factor
-        except ValueError:
-            self.fail(f"{value!r} is not a size: write for example 512K or 2M", param, ctx)
+def _to_bytes(value: str) -> int:
+    """Click's conversion of a size with an optional K, M or G (powers of 1024)."""
+    text = value.strip().upper().removesuffix("B").removesuffix("I")
+    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
+    try:
+        return int(text[:-1] if factor > 1 else text) * factor
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a size: write for example 512K or 2M") from None
 
 
 @click.command(
@@ -66,7 +60,8 @@ class _Bytes(click.ParamType[int]):
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="Where snapshots go.")
 @click.option(
     "--size",
-    type=_Bytes(),
+    type=_to_bytes,
+    metavar="BYTES",
     default=str(layout.DEFAULT_RING_SIZE),
     show_default="2M",
     help="Memory of each producer's ring, and what a snapshot keeps of it.",
@@ -109,7 +104,8 @@ class _Bytes(click.ParamType[int]):
 )
 @click.option(
     "--quota-bytes",
-    type=_Bytes(),
+    type=_to_bytes,
+    metavar="BYTES",
     default=str(store.DEFAULT_BYTES),
     show_default="1G",
     help="Bytes of snapshots to keep.",

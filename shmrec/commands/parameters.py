@@ -22,13 +22,13 @@ from shmrec.snapshot import Snapshot, read
 
 __all__ = [
     "Moment",
-    "MomentType",
     "directory_option",
     "file_argument",
     "json_option",
     "open_recording",
     "open_snapshot",
     "recording_arguments",
+    "to_moment",
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -120,39 +120,25 @@ class Moment:
         return header.taken_mono_ns + wall_ns - header.taken_wall_ns + (999 if end else 0)
 
 
-class MomentType(click.ParamType["Moment"]):
-    """``5``, ``-5``, ``250ms``, ``"5s ago"``, a UTC time of day, or ISO 8601."""
-
-    name = "moment"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return "WHEN"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Moment:
-        if isinstance(value, Moment):
-            return value
-        text = str(value).strip().lower().replace("µ", "u")
-        ago = _AGO.match(text)
-        if ago is not None:
-            seconds = float(ago[1]) * _UNITS[ago[2] or "s"]
-            return Moment(ago_ns=round(seconds * _SECOND))
-        try:
-            if re.match(r"\d{4}-", text):
-                when = datetime.fromisoformat(text.upper())
-                when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
-                since = when - datetime(1970, 1, 1, tzinfo=UTC)
-                return Moment(wall_ns=since // timedelta(microseconds=1) * 1_000)
-            of_day = time.fromisoformat(text.removesuffix("z"))
-        except (ValueError, OverflowError):
-            self.fail(
-                f"{value!r} is no moment: write 5 or 250ms (before the snapshot), 12:30:05.25, or "
-                "2026-01-31T12:30:05Z",
-                param,
-                ctx,
-            )
-        return Moment(of_day_ns=_of_day_ns(of_day))
+def to_moment(value: str) -> Moment:
+    """Click's conversion of ``5``, ``-5``, ``250ms``, ``"5s ago"``, a time of day, or ISO 8601."""
+    text = value.strip().lower().replace("µ", "u")
+    ago = _AGO.match(text)
+    if ago is not None:
+        seconds = float(ago[1]) * _UNITS[ago[2] or "s"]
+        return Moment(ago_ns=round(seconds * _SECOND))
+    try:
+        if re.match(r"\d{4}-", text):
+            when = datetime.fromisoformat(text.upper())
+            when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+            since = when - datetime(1970, 1, 1, tzinfo=UTC)
+            return Moment(wall_ns=since // timedelta(microseconds=1) * 1_000)
+        return Moment(of_day_ns=_of_day_ns(time.fromisoformat(text.removesuffix("z"))))
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(
+            f"{value!r} is no moment: write 5 or 250ms (before the snapshot), 12:30:05.25, or "
+            "2026-01-31T12:30:05Z"
+        ) from error
 
 
 def _of_day_ns(of_day: time) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -32,24 +32,20 @@ Examples:
 """
 
 
-class _Age(click.ParamType[float]):
-    """A duration such as 7d, 12h, 30m or 90s; seconds to the program."""
-
-    name = "age"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        matched = re.match(r"(\d+(?:\.\d*)?)\s*([smhd])\Z", str(value).strip().lower())
-        if matched is None:
-            self.fail(f"{value!r} is no age: write for example 7d, 12h or 30m", param, ctx)
-        return float(matched[1]) * _UNITS[matched[2]]
+def _to_seconds(value: str) -> float:
+    """Click's conversion of an age such as 7d, 12h, 30m or 90s."""
+    matched = re.match(r"(\d+(?:\.\d*)?)\s*([smhd])\Z", value.strip().lower())
+    if matched is None:
+        raise click.BadParameter(f"{value!r} is no age: write for example 7d, 12h or 30m")
+    return float(matched[1]) * _UNITS[matched[2]]
 
 
 @click.command("clean", epilog=_EPILOG)
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @directory_option
-@click.option("--older-than", type=_Age(), metavar="AGE", help="Snapshots older than this are old.")
+@click.option(
+    "--older-than", type=_to_seconds, metavar="AGE", help="Snapshots older than this are old."
+)
 @click.option("--keep", type=click.IntRange(0), help="Keep that many of the newest snapshots.")
 @click.option("--dry-run", "-n", is_flag=True, help="Only say what would be removed.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")

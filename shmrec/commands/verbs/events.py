@@ -14,11 +14,11 @@ import click
 from shmrec.commands.jsonform import dumps, event_object
 from shmrec.commands.parameters import (
     Moment,
-    MomentType,
     directory_option,
     file_argument,
     json_option,
     open_snapshot,
+    to_moment,
 )
 from shmrec.commands.screen import Screen
 from shmrec.commands.timeline import event_parts
@@ -57,8 +57,8 @@ Examples:
     help="Of this kind; may be repeated.",
 )
 @click.option("--name", help="With a name that matches this shell pattern.")
-@click.option("--since", type=MomentType(), help="From then on.")
-@click.option("--until", type=MomentType(), help="Up to then.")
+@click.option("--since", type=to_moment, metavar="WHEN", help="From then on.")
+@click.option("--until", type=to_moment, metavar="WHEN", help="Up to then.")
 @click.option("--tail", type=click.IntRange(0), help="Only the last so many of those.")
 @json_option
 def command(
