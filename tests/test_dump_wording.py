@@ -75,15 +75,14 @@ def test_safe_text_prints(text: str) -> None:
         assert shown == text
 
 
-_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
-    max_leaves=20,
-)
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+_KEYS = st.text() | st.integers()
+_LISTS = st.lists(_SCALARS | st.dictionaries(_KEYS, _SCALARS, max_size=3), max_size=3)
+_VALUES = _SCALARS | _LISTS | st.dictionaries(_KEYS, _SCALARS | _LISTS, max_size=3)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.dictionaries(st.text(), _VALUES))
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.text(), _VALUES, max_size=3))
 def test_arguments_print_and_are_json(args: dict[str, Any]) -> None:
     shown = arguments(args)
     assert shown.isprintable()

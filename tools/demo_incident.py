@@ -89,6 +89,9 @@ def service(log: Path) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield master
     finally:
+        # Before it listens it knows no signals, and would leave the recording behind.
+        with contextlib.suppress(DemoError):
+            wait_for("gunicorn listens", lambda: port(master, log))
         stop(master)
 
 

@@ -127,7 +127,7 @@ def test_a_killed_service_that_is_started_at_once_joins_what_lingers(start: Star
 
 
 def test_an_application_that_records_while_it_is_preloaded(start: Start) -> None:
-    service = start("--preload", "-w", "2", environment={"SHMREC_TEST_PRELOAD": "1"})
+    service = start("--preload", "-w", "2")
     service.ready(workers=2)
     seen = [event for event in service.now() if event.name == "application imported"]
     assert not seen  # It was imported before there was a recording.
