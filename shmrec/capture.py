@@ -271,11 +271,13 @@ def _producer(entry: Entry, order: Order, evidence: Mapping[int, str]) -> Produc
     shown = evidence.get(entry.index, str(Evidence.COLD))
     if entry.state == EntryState.DETACHED:
         state = "detached"
+    elif cause is not None and cause.exit_code == 0:
+        state = "exited"
     elif cause is not None or not process.alive(entry.pid, entry.start_ticks):
         state = "dead"
     else:
         state = "stalled" if shown == Evidence.STALLED else "running"
-    if state in ("dead", "detached") and shown == Evidence.STALLED:
+    if state in ("dead", "exited", "detached") and shown == Evidence.STALLED:
         shown = str(Evidence.ENDED)
     return Producer(
         index=entry.index,
@@ -290,7 +292,8 @@ def _producer(entry: Entry, order: Order, evidence: Mapping[int, str]) -> Produc
         fenced=entry.fenced,
         attached_ns=entry.attached_ns,
         detached_ns=entry.detached_ns,
-        ended_ns=entry.ended_ns if state == "dead" else 0,
+        ended_ns=entry.ended_ns if state in ("dead", "exited") else 0,
+        reported=state == "detached" or entry.settled == entry.incarnation,
         losses=entry.losses,
         cause=cause,
     )

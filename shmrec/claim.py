@@ -17,7 +17,7 @@ import time
 
 from shmrec import fence, layout, process
 from shmrec._engine import Engine
-from shmrec.errors import NoSuchRecordingError, RingsTakenError, SpaceError
+from shmrec.errors import AttachError, NoSuchRecordingError, RingsTakenError, SpaceError
 from shmrec.layout import ENTRY, LABEL_BYTES, SLOT, EntryState, SegmentState
 from shmrec.segment import Segment
 from shmrec.values import bounded_text
@@ -29,9 +29,14 @@ def claim(segment: Segment, engine: Engine, engine_name: str, label: str) -> int
     """Give this process a ring and bind `engine` to it; the ring's index.
 
     Raises `NoSuchRecordingError` if the recording has been closed, `RingsTakenError`,
-    `SpaceError`; the refusal is counted in the segment.
+    `SpaceError`, `AttachError` from another pid namespace; the refusal is counted in the segment.
     """
     words, geometry = segment.words, segment.geometry
+    if not segment.same_boot():
+        raise AttachError(
+            f"recording {segment.name!r} is of another pid namespace or boot, where this process "
+            "could not be told from others: start a recording of its own here"
+        )
     fenced = fence.register()
     started = process.start_ticks(os.getpid())
     with segment.locked():

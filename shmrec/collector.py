@@ -79,6 +79,8 @@ class Collector:
         self.extra_pidfds: list[int] = []
         self.watcher = Watcher()
         self._deaths: list[Death] = []
+        # Kept until the ring has another owner, for later snapshots hold the dead one too.
+        self._causes: dict[int, tuple[int, Cause]] = {}
         self._readers = [
             RingReader(segment.view, segment.words, segment.geometry, index)
             for index in range(segment.geometry.producers)
@@ -210,6 +212,8 @@ class Collector:
                 death.cause = self.watcher.cause(death.watched)
                 if death.cause is None and now - death.noticed_ns > _CAUSE_NS:
                     death.cause = UNKNOWN
+            if death.cause is not None:
+                self._causes[death.watched.index] = death.watched.incarnation, death.cause
             if death.cause is not None and death.cause.exit_code == 0:
                 # It left by os._exit(0): in order, but for saying so.
                 self._deaths.remove(death)
@@ -267,10 +271,10 @@ class Collector:
         last: bool = False,
     ) -> Path:
         deadline = int(self.settings.deadline * 1e9)
-        causes = {
-            (death.watched.index, death.watched.incarnation): death.cause or UNKNOWN
-            for death in self._deaths
-        }
+        causes = {(index, known[0]): known[1] for index, known in self._causes.items()}
+        for death in self._deaths:
+            ended = death.watched.index, death.watched.incarnation
+            causes[ended] = death.cause or UNKNOWN
         path = capture.take(
             self.segment,
             Order(

@@ -60,8 +60,9 @@ class Header:
 class Producer:
     """One producer in a snapshot.
 
-    `state` is running, stalled, detached or dead; `evidence` how the flush knew it was past
-    the old generation: closed, idle, ended, stalled, or cold where nothing was flushed.
+    `state` is running, stalled, detached, exited (with 0, without detaching) or dead;
+    `evidence` how the flush knew it was past the old generation: closed, idle, ended, stalled,
+    or cold where nothing was flushed.
     `losses` counts by cause, ``overwritten`` among them; `trimmed` are events still in the
     ring that the limits of the snapshot left out.
     """
@@ -84,6 +85,8 @@ class Producer:
     losses: dict[str, int] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
     cause: Cause | None = None
+    reported: bool = False
+    """Whether its end was dealt with before this snapshot: told by an earlier one, or in order."""
     # What follows is worked out by the reader.
     events: int = 0
     oldest_ns: int = 0

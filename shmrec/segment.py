@@ -51,6 +51,8 @@ __all__ = [
 _DIRECTORY: Final = "/dev/shm"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}\Z", re.ASCII)
 _READY_SECONDS: Final = 1.0
+HEARTBEAT_NS: Final = 10_000_000_000
+"""A collector that has not ticked for so long does not serve any more."""
 LOCK_SECONDS: Final = 10.0
 _LOCK_POLL_SECONDS: Final = 0.001
 
@@ -122,6 +124,16 @@ class Segment:
             return None
         pid = self.word("collector_pid")
         return pid if process.alive(pid, self.word("collector_start")) else None
+
+    def foreign_and_alive(self) -> bool:
+        """Whether a collector that we cannot see, in another pid namespace, still serves it."""
+        silence = time.monotonic_ns() - self.word("heartbeat_ns")
+        return (
+            self.state == SegmentState.OPEN
+            and self.field("boot_id") == process.boot_id()
+            and not self.same_boot()
+            and silence < HEARTBEAT_NS
+        )
 
     def take_over(self) -> None:
         """Make this process the recording's collector; under the lock."""
@@ -268,7 +280,7 @@ def _check_owner(name: str, fd: int, reading: bool) -> None:
     if found.st_mode & 0o077:
         raise WrongOwnerError(
             f"recording {name!r} has mode {found.st_mode & 0o777:o}, others may open it: refused; "
-            "remove it or chmod it to 600"
+            "if it is yours, chmod it to 600"
         )
 
 
@@ -391,9 +403,12 @@ def _checked_geometry(segment: Segment) -> Geometry:
         raise LayoutMismatchError(f"recording {name!r} was made on a machine of other byte order")
     version = segment.word("layout_version")
     if version != layout.LAYOUT_VERSION or segment.word("layout_id") != layout.LAYOUT_ID:
+        which = f"version {version}, not {layout.LAYOUT_VERSION}"
+        if version == layout.LAYOUT_VERSION:
+            which = f"another build's variant of version {version}"
         raise LayoutMismatchError(
-            f"recording {name!r} has layout version {version} of another shmrec, this one reads "
-            f"{layout.LAYOUT_VERSION}: use the same version for all of its processes"
+            f"the memory of recording {name!r} is laid out otherwise ({which}): use the same "
+            "version of shmrec for all of its processes"
         )
     geometry = Geometry(
         segment.word("producers"),

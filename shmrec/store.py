@@ -32,8 +32,10 @@ DEFAULT_COUNT: Final = 100
 DEFAULT_BYTES: Final = 1 << 30
 _REASON_LIMIT: Final = 48
 _NAME: Final = re.compile(
-    r"(?P<recording>.+)-(?P<time>\d{8}T\d{6}Z)-(?P<reason>[a-z0-9-]*)-(?P<n>\d+)\.shmrec\Z"
+    r"(?P<recording>.+)-(?P<time>\d{8}T\d{6}Z)-(?P<reason>[a-z0-9-]*)-(?P<n>\d+)"
+    r"(?P<suffix>\.shmrec|\.segment)\Z"
 )
+_BLOCK: Final = 512
 _ABANDONED_SECONDS: Final = 600.0
 
 
@@ -138,16 +140,16 @@ class Unfinished:
             for name in names:
                 try:
                     self._link(fd, name)
-                    break
                 except FileExistsError:
                     continue
-            os.fsync(self._folder)
+                os.fsync(self._folder)
+                return self._directory / name
         except OSError as error:
             raise SnapshotWriteError(
                 f"cannot write a snapshot in {self._directory}: {error.strerror}; the older ones "
                 "are untouched"
             ) from error
-        return self._directory / name
+        raise SnapshotWriteError(f"every name for a snapshot in {self._directory} is taken")
 
     def _link(self, fd: int, name: str) -> None:
         if self._hidden is None:
@@ -195,8 +197,11 @@ def raw_names(recording: str, wall_ns: int) -> Iterator[str]:
         yield name.removesuffix(SUFFIX) + RAW_SUFFIX
 
 
-def listing(directory: Path) -> list[Stored]:
-    """The snapshots in the directory, newest first; empty if there is none."""
+def listing(directory: Path, *, raw: bool = False) -> list[Stored]:
+    """The snapshots in the directory, newest first; empty if there is none.
+
+    With `raw`, also the segments that were kept because they could not be read.
+    """
     found = []
     try:
         entries = list(os.scandir(directory))
@@ -205,6 +210,8 @@ def listing(directory: Path) -> list[Stored]:
     for entry in entries:
         matched = _NAME.match(entry.name)
         if matched is None or not entry.is_file(follow_symlinks=False):
+            continue
+        if matched["suffix"] != SUFFIX and not raw:
             continue
         try:
             seen = entry.stat(follow_symlinks=False)
@@ -217,7 +224,7 @@ def listing(directory: Path) -> list[Stored]:
                 matched["recording"],
                 float(calendar.timegm(taken)),
                 matched["reason"],
-                seen.st_size,
+                min(seen.st_size, seen.st_blocks * _BLOCK) if raw else seen.st_size,
                 seen.st_mtime_ns,
             )
         )
@@ -247,7 +254,7 @@ def enforce_quota(
 
     The newest snapshot and the newest death snapshot always stay.
     """
-    found = listing(directory)
+    found = listing(directory, raw=True)
     protected = {stored.path for stored in found[:1]}
     protected |= {stored.path for stored in [s for s in found if s.death][:1]}
     number, total = len(found), sum(stored.size for stored in found)

@@ -110,6 +110,11 @@ def _take_existing(settings: Settings) -> Segment | None:
                     f"recording {settings.name!r} already has a collector, pid {running}: stop it "
                     "first, or choose another name"
                 )
+            if segment.foreign_and_alive():
+                raise CollectorRunningError(
+                    f"recording {settings.name!r} is served in another pid namespace: stop it "
+                    "there, or choose another name"
+                )
             if segment.state != SegmentState.CLOSED and _inhabited(segment):
                 segment.take_over()
                 settings.log(f"adopted recording {settings.name!r}")
@@ -147,6 +152,8 @@ def _replace_stale(segment: Segment, settings: Settings) -> None:
         settings.log(f"recovered what an earlier run of {settings.name!r} left: {path}")
     remove_wakeup(segment)
     segments.remove(settings.name, settings.path)
+    # Whoever waits for the lock to attach must not record where nobody will look.
+    segment.set_word("state", SegmentState.CLOSED)
 
 
 def _keep_raw(settings: Settings, error: LayoutMismatchError) -> None:

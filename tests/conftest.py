@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 import shmrec
-from shmrec import process, recorder, segment
+from shmrec import process, recorder, requests, segment
 from shmrec.errors import ShmrecError
-from shmrec.wakeup import remove_wakeup
+from shmrec.layout import Verb
+from shmrec.segment import open_segment
+from shmrec.wakeup import open_wakeup, remove_wakeup
 
 WAIT_SECONDS = 30.0
 _numbers = itertools.count(1)
@@ -76,6 +78,13 @@ def nothing_left_behind() -> Iterator[None]:
         shmrec.detach()
     assert not mine, f"left behind: {mine}"
     assert not attached, "the default recorder was left attached"
+
+
+def noticed(name: str) -> None:
+    """Wait until the collector has looked around: it watches everybody who has attached."""
+    with open_segment(name) as segment:
+        assert requests.tell(segment, open_wakeup(segment), Verb.ENDED)
+        wait_until(lambda: not requests.pending(segment))
 
 
 class Script:

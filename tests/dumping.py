@@ -27,7 +27,7 @@ from shmrec.manifest import Header, Producer
 from shmrec.ring import Batch, Head
 from shmrec.snapshot import FileWriter
 
-from .conftest import WAIT_SECONDS, Script, end_recording, snapshots, wait_until
+from .conftest import WAIT_SECONDS, Script, end_recording, noticed, snapshots, wait_until
 
 DUMP = (sys.executable, "-m", "shmrec.commands.dump")
 
@@ -215,6 +215,7 @@ def crash(name: str, directory: Path) -> tuple[Path, list[int]]:
     scene = Scene(name, directory)
     try:
         scene.ready()
+        noticed(name)
         scene.do("os.kill(workers[1], signal.SIGKILL); os.waitpid(workers.pop(1), 0)")
         wait_until(lambda: snapshots(directory, "death"))
         return snapshots(directory, "death")[0], scene.workers

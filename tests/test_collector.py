@@ -20,7 +20,7 @@ from shmrec.segment import Segment, open_segment
 from shmrec.takeover import Settings, establish, recover
 from shmrec.wakeup import open_wakeup
 
-from .conftest import Script, leftovers, snapshots, wait_until
+from .conftest import Script, leftovers, noticed, snapshots, wait_until
 
 COMMAND = (sys.executable, "-c")
 COLLECT = (sys.executable, "-m", "shmrec.commands.collect")
@@ -115,13 +115,6 @@ def ask(name: str, reason: str = "") -> Path:
         )
 
 
-def noticed(name: str) -> None:
-    """Wait until the collector has looked around: it watches everybody who has attached."""
-    with open_segment(name) as segment:
-        assert requests.tell(segment, open_wakeup(segment), Verb.ENDED)
-        wait_until(lambda: not requests.pending(segment))
-
-
 def by_pid(snapshot: shmrec.Snapshot, pid: int) -> shmrec.snapshot.Producer:  # type: ignore[name-defined]
     return next(producer for producer in snapshot.producers if producer.pid == pid)
 
@@ -184,11 +177,56 @@ def test_how_a_producer_ended_is_learnt(
         if each.pid == ended.pid and each.cause is not None
     ]
     if signal_number is None and exit_code is None:
-        assert not found
+        assert {each.state for each in found} == {"exited"}
         assert not [p for p in snapshots(serving.directory) if f"pid-{ended.pid}" in p.name]
     else:
         assert found[0].cause is not None
         assert (found[0].cause.signal, found[0].cause.exit_code) == (signal_number, exit_code)
+    serving.end()
+
+
+def test_later_snapshots_still_know_how_the_dead_one_ended(
+    service: Callable[..., Service], producer: Callable[[str], Script]
+) -> None:
+    serving = service()
+    victim, leaving = producer("victim"), producer("leaving")
+    noticed(serving.name)
+    leaving.say("os._exit(0)")
+    leaving.wait()
+    victim.kill()
+    victim.wait()
+    first = by_pid(death_snapshot(serving.directory), victim.pid)
+    assert not first.reported
+    later = shmrec.read(ask(serving.name))
+    told, left = by_pid(later, victim.pid), by_pid(later, leaving.pid)
+    assert told.cause is not None
+    assert (told.state, told.cause.signal, told.reported) == ("dead", 9, True)
+    assert (left.state, left.reported) == ("exited", True)
+    serving.end()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a pid namespace")
+def test_a_recording_of_another_pid_namespace_is_left_alone(
+    service: Callable[..., Service], producer: Callable[[str], Script]
+) -> None:
+    serving = service()
+    working = producer("working")
+    apart = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("no pid namespaces here")
+    ended = subprocess.run(
+        [*apart, *COLLECT, serving.name, "--dir", str(serving.directory)],
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert "another pid namespace" in ended.stderr
+    joining = "import sys, shmrec; shmrec.attach(sys.argv[1], required=True)"
+    ended = subprocess.run(
+        [*apart, *COMMAND, joining, serving.name], capture_output=True, text=True
+    )
+    assert "AttachError" in ended.stderr
+    assert by_pid(shmrec.read(ask(serving.name)), working.pid).state == "running"
     serving.end()
 
 

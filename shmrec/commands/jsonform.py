@@ -123,6 +123,7 @@ def _producer_object(snapshot: Snapshot, producer: Producer) -> dict[str, Any]:
         "events": producer.events,
         "recorded": producer.recorded,
         "trimmed": producer.trimmed,
+        "reported": producer.reported,
         "lost": _lost(producer.losses),
         "oldest_ns": producer.oldest_ns,
         "newest_ns": producer.newest_ns,

@@ -29,13 +29,13 @@ _ARGUMENTS: Final = 300
 _ARGUMENTS_IN_TABLE: Final = 100
 _NAMED: Final = 4
 _MAIN: Final = "MainThread"
-_ORDER: Final = {"dead": 1, "stalled": 2, "running": 3, "detached": 4}
+_ORDER: Final = {"dead": 1, "stalled": 2, "running": 3, "exited": 4, "detached": 5}
 
 
 def print_report(screen: Screen, snapshot: Snapshot) -> None:
     """Print the whole report."""
     _what_happened(screen, snapshot)
-    dead = [each for each in snapshot.producers if each.state == "dead"]
+    dead = [each for each in snapshot.producers if each.state == "dead" and not each.reported]
     for producer in dead[:_DETAILED]:
         _death(screen, snapshot, producer)
     _others(screen, snapshot, dead[_DETAILED:])
@@ -151,17 +151,23 @@ def _spans(screen: Screen, spans: list[OpenSpan], reference_ns: int) -> None:
 
 
 def _others(screen: Screen, snapshot: Snapshot, more_dead: list[Producer]) -> None:
-    there = [each for each in snapshot.producers if each.state not in ("dead", "detached")]
-    left = [each for each in snapshot.producers if each.state == "detached"]
+    gone = ("dead", "exited", "detached")
+    there = [each for each in snapshot.producers if each.state not in gone]
+    left = [each for each in snapshot.producers if each.state in gone[1:]]
+    told = [each for each in snapshot.producers if each.state == "dead" and each.reported]
     if more_dead:
         screen.line()
         screen.line((f"{len(more_dead)} more died:", "bad"))
         _inside_of(screen, snapshot, more_dead)
     if there:
         screen.line()
-        dead = len(there) < len(snapshot.producers) - len(left)
+        dead = len(there) < len(snapshot.producers) - len(left) - len(told)
         screen.line(("The others at that moment:" if dead else "At that moment:", "strong"))
         _inside_of(screen, snapshot, there)
+    if told:
+        screen.line()
+        ends = (f"{who(each)}, {each.cause.text if each.cause else 'unknown'}" for each in told)
+        screen.line(f"Died before, told by an earlier snapshot: {safe(some(ends, _NAMED))}.")
     if left:
         screen.line()
         names = some(map(who, left), _NAMED)

@@ -232,8 +232,8 @@ class Service:
             for producer in self.now().producers
             if [span for span in producer.open_spans if span.name == "request"]
         ]
-        assert len(found) == 1
-        return found[0]
+        (victim,) = found
+        return victim
 
     def collector(self) -> int:
         with open_segment(self.recording, writable=False) as segment:
@@ -243,6 +243,7 @@ class Service:
             return pid
 
     def word(self, name: str) -> int:
+        """A word of the recording's control block."""
         with open_segment(self.recording, writable=False) as segment:
             return segment.word(name)
 

@@ -69,7 +69,7 @@ def command(
         for each in live.recordings()
         if each.state in _REMOVABLE and (not names or each.name in names)
     ]
-    stored = store.listing(directory)
+    stored = store.listing(directory, raw=True)
     old = _old([each for each in stored if not names or each.recording in names], older_than, keep)
     if not stale and not old:
         screen.line("Nothing to remove.")

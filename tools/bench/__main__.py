@@ -1,0 +1,107 @@
+"""What shmrec costs, as ratios to floors that are measured in the same run.
+
+    python tools/bench [MEASUREMENT...] [--quick] [--check] [--json FILE] [--verbose]
+
+A machine's speed drifts by up to 2x within minutes, so that nanoseconds of different runs say
+nothing about each other. Candidates and floors take turns, and a ratio is the median of the
+ratios of neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+# A program, not a package that is installed: the checkout's root is where `tools` is found.
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tools.bench import event_cost, idle_collector, import_cost, report, snapshot_latency
+from tools.bench.machine import describe
+from tools.bench.report import MISSED, Options, Result
+
+MEASUREMENTS = {
+    "events": event_cost.measure,
+    "snapshot": snapshot_latency.measure,
+    "idle": idle_collector.measure,
+    "import": import_cost.measure,
+}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench",
+        description="Measure what shmrec costs, as ratios to floors of the same run.",
+        epilog="Exit status: 0; 1 with --check if a target was missed.",
+    )
+    parser.add_argument(
+        "measurement",
+        nargs="*",
+        help=f"measure only these: {', '.join(MEASUREMENTS)}",
+    )
+    parser.add_argument("--quick", action="store_true", help="few repeats, small cases: a smoke")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument("--verbose", action="store_true", help="say what the figures consist of")
+    parser.add_argument(
+        "--idle-seconds", type=float, metavar="S", help="how long to watch idle collectors"
+    )
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        help="where snapshots are written: the file system matters (default: the temporary one)",
+    )
+    found = parser.parse_args()
+    unknown = set(found.measurement) - set(MEASUREMENTS)
+    if unknown:
+        parser.error(f"no measurement {min(unknown)!r}: choose from {', '.join(MEASUREMENTS)}")
+    if found.idle_seconds is not None and found.idle_seconds <= 0:
+        parser.error("--idle-seconds must be more than 0")
+    return found
+
+
+@contextlib.contextmanager
+def _directory(wanted: Path | None) -> Iterator[Path]:
+    if wanted is not None:
+        wanted.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="shmrec-bench-", dir=wanted) as made:
+        yield Path(made)
+
+
+def main() -> int:
+    """Measure, print, and give the exit status."""
+    given = _arguments()
+    began = time.monotonic()
+    results: list[Result] = []
+    with _directory(given.dir) as directory:
+        options = Options(
+            directory=directory,
+            quick=given.quick,
+            verbose=given.verbose,
+            idle_seconds=given.idle_seconds or (3.0 if given.quick else 20.0),
+        )
+        machine = describe(directory)
+        for name, measure in MEASUREMENTS.items():
+            if not given.measurement or name in given.measurement:
+                print(f"measuring {name} ...", file=sys.stderr, flush=True)
+                results += measure(options)
+    seconds = round(time.monotonic() - began, 1)
+    if given.json is not None:
+        whole = {
+            "machine": machine,
+            "quick": given.quick,
+            "seconds": seconds,
+            "results": [result.as_json() for result in results],
+        }
+        given.json.write_text(json.dumps(whole, indent=2) + "\n")
+    report.show(machine, results, seconds=seconds)
+    return int(given.check and any(result.verdict == MISSED for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
