@@ -13,13 +13,17 @@ never. The functions here record with the process's default recorder; before `at
 nothing.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from shmrec import recorder as _recorder
 from shmrec._version import __version__
 from shmrec.errors import ShmrecError, SnapshotActiveError
-from shmrec.events import Event, OpenSpan
-from shmrec.flight import FlightRecorder
 from shmrec.recorder import Recorder, attach
-from shmrec.snapshot import Snapshot, read
+
+if TYPE_CHECKING:
+    from shmrec.decoder import Event, OpenSpan
+    from shmrec.flight import FlightRecorder
+    from shmrec.snapshot import Snapshot, read
 
 __all__ = [
     "Event",
@@ -54,3 +58,25 @@ exception = _recorder.default.exception
 traced = _recorder.default.traced
 snapshot = _recorder.default.snapshot
 detach = _recorder.default.detach
+
+# What a producer does not need is imported when it is asked for.
+_LATER = {
+    "Event": "decoder",
+    "FlightRecorder": "flight",
+    "OpenSpan": "decoder",
+    "Snapshot": "snapshot",
+    "read": "snapshot",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

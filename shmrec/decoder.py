@@ -8,17 +8,53 @@ cannot be understood ends the batch, with the reason in `Decoded.damage`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgpack
 
 from shmrec import events
-from shmrec.events import BEGIN, COUNTER, END, NAME, OPEN, THREAD, Event, OpenSpan
+from shmrec.events import BEGIN, COUNTER, END, NAME, OPEN, THREAD
 from shmrec.layout import SlotFlag
 
-__all__ = ["Damage", "Decoded", "decode"]
+__all__ = ["Damage", "Decoded", "Event", "OpenSpan", "decode"]
 
 _MALFORMED: Final = (ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException)
+
+
+@dataclass(slots=True)
+class Event:
+    """One recorded event, as a reader sees it.
+
+    `time_ns` is CLOCK_MONOTONIC, `kind` a name from `KINDS`, `thread` the kernel's thread id.
+    `span` is 0 where the kind has none; `value` is a counter's; `duration_ns` an end's.
+    """
+
+    time_ns: int
+    kind: str
+    name: str
+    thread: int
+    thread_name: str
+    generation: int
+    span: int = 0
+    args: dict[str, Any] = field(default_factory=dict)
+    value: Any = None
+    duration_ns: int | None = None
+    pid: int = 0
+    label: str = ""
+    producer: int = 0
+
+
+@dataclass(slots=True)
+class OpenSpan:
+    """A span that had begun and not ended when its producer was last heard of."""
+
+    span: int
+    name: str
+    thread: int
+    thread_name: str
+    start_ns: int
+    args: dict[str, Any] = field(default_factory=dict)
 
 
 class Damage(ValueError):

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from shmrec.decoder import decode
-from shmrec.events import OpenSpan
+from shmrec.decoder import OpenSpan, decode
 from shmrec.layout import SlotFlag
 
 __all__ = ["Ending", "find_ending"]

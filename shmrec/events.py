@@ -1,6 +1,6 @@
-"""The events: one table of kinds, and the objects that a reader gets.
+"""The events: one table of kinds.
 
-Producers write them, readers decode them. An event is one msgpack array::
+Producers write them, `decoder` reads them. An event is one msgpack array::
 
     [kind, delta_ns, field, ...]
 
@@ -20,10 +20,9 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final, NamedTuple
 
-__all__ = ["KINDS", "Event", "Kind", "OpenSpan", "kind_named"]
+__all__ = ["KINDS", "Kind", "kind_named"]
 
 NAME_LIMIT: Final = 256
 """Characters of a name; a longer one is cut."""
@@ -33,8 +32,7 @@ PREAMBLE_SHARE: Final = 2
 """A preamble fills at most one part in so many of a batch."""
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A row of the table: the number on the wire, and the fields after `delta_ns`."""
 
     number: int
@@ -68,38 +66,3 @@ _BY_NAME: Final = {kind.name: kind for kind in KINDS}
 def kind_named(name: str) -> Kind:
     """The row with that name; KeyError if there is none."""
     return _BY_NAME[name]
-
-
-@dataclass(slots=True)
-class Event:
-    """One recorded event, as a reader sees it.
-
-    `time_ns` is CLOCK_MONOTONIC, `kind` a name from `KINDS`, `thread` the kernel's thread id.
-    `span` is 0 where the kind has none; `value` is a counter's; `duration_ns` an end's.
-    """
-
-    time_ns: int
-    kind: str
-    name: str
-    thread: int
-    thread_name: str
-    generation: int
-    span: int = 0
-    args: dict[str, Any] = field(default_factory=dict)
-    value: Any = None
-    duration_ns: int | None = None
-    pid: int = 0
-    label: str = ""
-    producer: int = 0
-
-
-@dataclass(slots=True)
-class OpenSpan:
-    """A span that had begun and not ended when its producer was last heard of."""
-
-    span: int
-    name: str
-    thread: int
-    thread_name: str
-    start_ns: int
-    args: dict[str, Any] = field(default_factory=dict)

@@ -33,8 +33,7 @@ of a row without changing the row needs a new ``LAYOUT_VERSION``.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 __all__ = [
     "BYTE_ORDER",
@@ -67,8 +66,7 @@ LEDGER: Final = 128
 """Generations whose beginnings the control block remembers."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One field: its byte offset and size in the region, who writes it, what it means."""
 
     name: str
@@ -282,8 +280,7 @@ def _aligned(size: int, to: int = PAGE) -> int:
     return -(-size // to) * to
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """How many rings of how many slots: fixes every offset in a segment."""
 
     producers: int = DEFAULT_PRODUCERS

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shmrec import process
+from shmrec.decoder import OpenSpan
 from shmrec.ending import Ending, find_ending
 from shmrec.errors import NoSuchRecordingError, ShmrecError, UnfinishedSegmentError
-from shmrec.events import OpenSpan
 from shmrec.layout import EntryState, SegmentState
 from shmrec.ring import Entry, Head, RingReader
 from shmrec.segment import Segment, names, open_segment

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shmrec._version import __version__
-from shmrec.events import OpenSpan
+from shmrec.decoder import OpenSpan
 
 __all__ = ["Cause", "Header", "Producer"]
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from shmrec import process
 from shmrec.errors import CollectorError, RequestFailedError, SnapshotActiveError
@@ -26,8 +25,7 @@ _POLL_FIRST_SECONDS: Final = 0.0005
 _POLL_LAST_SECONDS: Final = 0.02
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A request as the collector sees it, checked. `argument` are the verb's two words."""
 
     slot: int

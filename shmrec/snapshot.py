@@ -28,10 +28,9 @@ from typing import IO, Any, Final
 import msgpack
 
 from shmrec import layout
-from shmrec.decoder import decode
+from shmrec.decoder import Event, decode
 from shmrec.ending import find_ending
 from shmrec.errors import DamagedFileError, NoSuchSnapshotError
-from shmrec.events import Event
 from shmrec.layout import Frame
 from shmrec.manifest import Cause, Header, Producer
 from shmrec.ring import Batch

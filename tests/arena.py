@@ -9,8 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from shmrec.decoder import decode
-from shmrec.events import Event
+from shmrec.decoder import Event, decode
 from shmrec.layout import CONTROL, ENTRY, EntryState, Geometry
 from shmrec.ring import Batch, RingReader
 from shmrec.writer import Writer

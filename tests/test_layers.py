@@ -14,7 +14,8 @@ LEVELS = (
     ("_version", "errors", "layout", "events"),
     ("process", "fence", "values"),
     ("segment",),
-    ("wakeup", "ledger", "batch", "decoder", "manifest"),
+    ("wakeup", "ledger", "batch", "decoder"),
+    ("manifest",),
     ("writer", "ring", "ending", "requests", "store"),
     ("_engine",),
     ("claim", "snapshot", "live", "generation"),
@@ -26,7 +27,7 @@ LEVELS = (
 
 # The package itself, which is above every level: what it imports, every producer loads.
 TOP = "shmrec"
-TOP_IMPORTS = {"_version", "recorder", "flight", "snapshot", "errors", "events"}
+TOP_IMPORTS = {"_version", "recorder", "flight", "snapshot", "errors", "decoder"}
 
 # (importer, imported) on one level.
 SIDEWAYS = (("commands.*", "commands.*"), ("integrations.*", "integrations.*"))
@@ -49,6 +50,7 @@ TOO_HEAVY_FOR_A_PRODUCER = {
     "asyncio",
     "click",
     "ctypes",
+    "dataclasses",
     "gunicorn",
     "http",
     "hypothesis",

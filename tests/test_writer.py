@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmrec import events as table
-from shmrec.decoder import decode
-from shmrec.events import Event, OpenSpan
+from shmrec.decoder import Event, OpenSpan, decode
 from shmrec.layout import LOSSES, SlotFlag
 from shmrec.values import DEPTH_LIMIT, TEXT_LIMIT
 

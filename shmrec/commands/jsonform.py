@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from shmrec.commands.wording import LOST, wall
-from shmrec.events import BEGIN, END, Event, OpenSpan
+from shmrec.decoder import Event, OpenSpan
+from shmrec.events import BEGIN, END
 from shmrec.live import LiveProducer, Recording
 from shmrec.manifest import Cause, Producer
 from shmrec.snapshot import Snapshot

@@ -15,7 +15,7 @@ from shmrec.commands.reliability import print_losses, print_reliability
 from shmrec.commands.screen import Part, Screen
 from shmrec.commands.timeline import event_parts, newest_first, thread_of
 from shmrec.commands.wording import age, arguments, cause, counted, moment, safe, size, some, who
-from shmrec.events import OpenSpan
+from shmrec.decoder import OpenSpan
 from shmrec.manifest import Producer
 from shmrec.snapshot import Snapshot
 

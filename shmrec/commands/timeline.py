@@ -10,7 +10,8 @@ from typing import Final
 
 from shmrec.commands.screen import Part
 from shmrec.commands.wording import age, arguments, safe
-from shmrec.events import BEGIN, COUNTER, END, EXCEPTION, Event, OpenSpan
+from shmrec.decoder import Event, OpenSpan
+from shmrec.events import BEGIN, COUNTER, END, EXCEPTION
 
 __all__ = ["event_parts", "newest_first", "thread_of"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import shmrec
-from shmrec.events import Event
+from shmrec.decoder import Event
 from shmrec.integrations.gunicorn_requests import RequestSpans, check_fields
 from tests.conftest import wait_until
 from tests.integrations.gunicorn_service import ASGI, WSGI, Service, Start, configure, has_asgi

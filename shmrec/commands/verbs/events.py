@@ -23,7 +23,8 @@ from shmrec.commands.parameters import (
 from shmrec.commands.screen import Screen
 from shmrec.commands.timeline import event_parts
 from shmrec.commands.wording import clock, safe
-from shmrec.events import KINDS, Event
+from shmrec.decoder import Event
+from shmrec.events import KINDS
 from shmrec.snapshot import Snapshot
 
 _EPILOG: Final = """\b
