@@ -139,12 +139,12 @@ def post_worker_init(worker: Any) -> None:
 
 
 def on_dirty_starting(arbiter: Any) -> None:
-    """gunicorn's arbiter of dirty workers is a child of the master, from 25 on."""
+    """The arbiter of dirty workers, from gunicorn 25 on, is a child of the master."""
     _join("gunicorn dirty arbiter")
 
 
-def dirty_post_fork(arbiter: Any, worker: Any) -> None:
-    """A dirty worker runs application code as the others do."""
+def dirty_worker_init(worker: Any) -> None:
+    """In a dirty worker at last: `dirty_post_fork` is called in its arbiter."""
     _join("gunicorn dirty worker")
 
 
@@ -232,7 +232,7 @@ _HOOKS: Final[dict[str, Callable[..., None]]] = {
         post_fork,
         post_worker_init,
         on_dirty_starting,
-        dirty_post_fork,
+        dirty_worker_init,
         pre_request,
         post_request,
     )

@@ -14,6 +14,7 @@ from typing import Any, Final
 __all__ = ["add"]
 
 _MARK: Final = "_shmrec_hook"
+_TWO_ARGUMENTS: Final = ("pre_fork", "post_fork", "pre_request")
 
 Hook = Callable[..., Any]
 
@@ -62,7 +63,7 @@ def _chained(name: str, ours: Hook, theirs: Hook) -> Hook:
                 ours(server)
 
         return over
-    if name in ("on_starting", "on_reload", "post_worker_init", "on_dirty_starting"):
+    if name not in _TWO_ARGUMENTS:
 
         def one(server: Any) -> None:
             ours(server)

@@ -23,12 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from shmrec import layout, recorder, requests
-from shmrec.errors import (
-    CollectorError,
-    CollectorRunningError,
-    NoSuchRecordingError,
-    ShmrecError,
-)
+from shmrec.errors import CollectorError, CollectorRunningError, NoSuchRecordingError, ShmrecError
 from shmrec.integrations.gunicorn_names import LABEL, choose, masters, others, parent, service_name
 from shmrec.launch import start_collector, stop_collector
 from shmrec.layout import SegmentState, Verb

@@ -22,27 +22,23 @@ from typing import Protocol
 
 import pytest
 
-import shmrec
 from shmrec import process
 from shmrec.errors import ShmrecError
-from shmrec.layout import Verb
-from shmrec.requests import ask
-from shmrec.ring import Entry, RingReader
-from shmrec.segment import open_segment
-from shmrec.wakeup import open_wakeup
-from tests.conftest import WAIT_SECONDS, end_recording, snapshots, wait_until
+from tests.conftest import WAIT_SECONDS, end_recording, wait_until
+from tests.integrations.watched import Watched
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HOOKS = "python:shmrec.integrations.gunicorn"
-MASTER = "gunicorn master"
-WORKER = "gunicorn worker"
 WSGI = "tests.integrations.gunicorn_app:app"
 ASGI = "tests.integrations.gunicorn_app:asgi"
 
 
-def has_asgi() -> bool:
-    """Whether this gunicorn has an ASGI worker of its own."""
-    return int(importlib.metadata.version("gunicorn").partition(".")[0]) >= 24
+def version() -> int:
+    """gunicorn's major version; 0 if there is none."""
+    try:
+        return int(importlib.metadata.version("gunicorn").partition(".")[0])
+    except importlib.metadata.PackageNotFoundError:
+        return 0
 
 
 def configure(*installs: str, before: str = "") -> str:
@@ -64,16 +60,6 @@ class Start(Protocol):
     ) -> Service: ...
 
 
-def catches(pid: int, number: int) -> bool:
-    """Whether the process has a handler for the signal."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "SigCgt":
-                return bool(int(value, 16) >> (number - 1) & 1)
-    return False
-
-
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
@@ -87,7 +73,7 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-class Service:
+class Service(Watched):
     """A gunicorn, its snapshots and its log.
 
     `config` is what ``-c`` takes, or a configuration's text; `environment` overrides what it
@@ -103,9 +89,8 @@ class Service:
         config: str = HOOKS,
         environment: dict[str, str] | None = None,
     ) -> None:
+        super().__init__(recording, folder / "snapshots")
         self.folder = folder
-        self.recording = recording
-        self.store = folder / "snapshots"
         self.socket = folder / "s"
         self.answers: dict[str, int | None] = {}
         self._asking: list[threading.Thread] = []
@@ -133,7 +118,7 @@ class Service:
                 stderr=log,
             )
         self.pid = self.process.pid
-        self._seen = {self.pid: process.start_ticks(self.pid)}
+        self._seen[self.pid] = process.start_ticks(self.pid)
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
@@ -189,87 +174,10 @@ class Service:
     def let_out(self, name: str) -> None:
         (self.folder / "gates" / f"out-{name}").touch()
 
-    # Looking at its recording.
-
-    def entries(self) -> list[Entry]:
-        """Everybody who has a place in the recording."""
-        try:
-            with open_segment(self.recording, writable=False) as segment:
-                readers = [
-                    RingReader(segment.view, segment.words, segment.geometry, index)
-                    for index in range(segment.geometry.producers)
-                ]
-                found = [reader.entry() for reader in readers if reader.incarnation()]
-        except ShmrecError:
-            return []
-        self._seen.update(
-            {entry.pid: entry.start_ticks for entry in found if entry.pid != os.getpid()}
-        )
-        return found
-
-    def attached(self, label: str) -> list[int]:
-        return [
-            entry.pid
-            for entry in self.entries()
-            if entry.attached
-            and entry.label == label
-            and process.alive(entry.pid, entry.start_ticks)
-        ]
-
-    def workers(self) -> list[int]:
-        """The workers that are up: before they catch signals, one that stops them is lost."""
-        return [pid for pid in self.attached(WORKER) if catches(pid, signal.SIGABRT)]
-
     def children(self) -> list[int]:
         """The master's children, recorded or not."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
-
-    def inside(self) -> int:
-        """The one worker that has an open request."""
-        found = [
-            producer.pid
-            for producer in self.now().producers
-            if [span for span in producer.open_spans if span.name == "request"]
-        ]
-        (victim,) = found
-        return victim
-
-    def collector(self) -> int:
-        with open_segment(self.recording, writable=False) as segment:
-            pid = segment.collector() or 0
-            if pid:
-                self._seen[pid] = segment.word("collector_start")
-            return pid
-
-    def word(self, name: str) -> int:
-        """A word of the recording's control block."""
-        with open_segment(self.recording, writable=False) as segment:
-            return segment.word(name)
-
-    def snapshots(self, part: str = "") -> list[Path]:
-        return snapshots(self.store, part)
-
-    def snapshot(self, part: str) -> shmrec.Snapshot:
-        """The first snapshot whose file name holds `part`, waited for."""
-        wait_until(lambda: self.snapshots(part))
-        return shmrec.read(self.snapshots(part)[0])
-
-    def now(self) -> shmrec.Snapshot:
-        """A snapshot of this moment."""
-        with open_segment(self.recording) as segment:
-            wakeup = open_wakeup(segment)
-            return shmrec.read(ask(segment, wakeup, Verb.SNAPSHOT, timeout=WAIT_SECONDS))
-
-    def wait_for(self, name: str, **args: object) -> None:
-        """Wait until the event has been recorded, once."""
-
-        def recorded() -> bool:
-            found = [event for event in self.now() if event.name == name and event.args == args]
-            assert len(found) <= 1
-            return bool(found)
-
-        wait_until(recorded)
 
     # Ending it.
 

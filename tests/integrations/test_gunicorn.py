@@ -10,7 +10,8 @@ import pytest
 import shmrec
 from shmrec.snapshot import Producer
 from tests.conftest import leftovers, wait_until
-from tests.integrations.gunicorn_service import MASTER, WORKER, Start, configure
+from tests.integrations.gunicorn_service import Start, configure
+from tests.integrations.watched import MASTER, WORKER
 
 SYNC = pytest.param(("-k", "sync"), id="sync")
 GTHREAD = pytest.param(("-k", "gthread", "--threads", "4"), id="gthread")

@@ -11,7 +11,7 @@ import shmrec
 from shmrec.decoder import Event
 from shmrec.integrations.gunicorn_requests import RequestSpans, check_fields
 from tests.conftest import wait_until
-from tests.integrations.gunicorn_service import ASGI, WSGI, Service, Start, configure, has_asgi
+from tests.integrations.gunicorn_service import ASGI, WSGI, Service, Start, configure, version
 
 OVERLAPPING = [
     pytest.param(("-k", "gthread", "--threads", "8"), WSGI, id="gthread"),
@@ -20,7 +20,7 @@ OVERLAPPING = [
         ("-k", "asgi"),
         ASGI,
         id="asgi",
-        marks=pytest.mark.skipif(not has_asgi(), reason="gunicorn is too old for ASGI"),
+        marks=pytest.mark.skipif(version() < 24, reason="gunicorn is too old for ASGI"),
     ),
 ]
 KINDS = [pytest.param(("-k", "sync"), WSGI, id="sync"), *OVERLAPPING]

@@ -11,7 +11,8 @@ import pytest
 import shmrec
 from shmrec.segment import open_segment
 from tests.conftest import leftovers, wait_until
-from tests.integrations.gunicorn_service import MASTER, Service, Start, configure
+from tests.integrations.gunicorn_service import Service, Start, configure, version
+from tests.integrations.watched import MASTER
 
 
 def reload(service: Service, before: set[int]) -> None:
@@ -200,6 +201,22 @@ def test_a_master_that_gevent_has_patched(start: Start) -> None:
         lose_collector_and_worker(service)
     assert service.stop() == 0
     wait_until(service.gone)
+
+
+@pytest.mark.skipif(version() < 25, reason="gunicorn before 25 has no dirty workers")
+def test_dirty_workers(start: Start) -> None:
+    dirty = "tests.integrations.gunicorn_dirty"
+    options = ("--dirty-workers", "1", "--dirty-app", f"{dirty}:Task")
+    service = start(*options, app=f"{dirty}:app").ready()
+    wait_until(lambda: len(service.attached("gunicorn dirty worker")) == 1)
+    assert len(service.attached("gunicorn dirty arbiter")) == 1
+    (victim,) = service.attached("gunicorn dirty worker")
+    service.get("/die")
+    found = service.snapshot("death")
+    (dead,) = [producer for producer in found.producers if producer.state == "dead"]
+    assert (dead.pid, dead.label) == (victim, "gunicorn dirty worker")
+    assert [span.name for span in dead.open_spans] == ["dirty work"]
+    assert service.stop() == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to change user")

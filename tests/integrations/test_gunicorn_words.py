@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from typing import Any
 
 import pytest
 
+from shmrec import requests
 from shmrec.integrations import gunicorn as hooks
 from shmrec.integrations.gunicorn_chain import add
 from shmrec.integrations.gunicorn_deaths import DeathFilter, status_in, timeout_in
+from shmrec.integrations.gunicorn_master import MasterRecording
 from shmrec.integrations.gunicorn_names import service_name
-from shmrec.segment import check_name
+from shmrec.layout import Geometry, Verb
+from shmrec.segment import check_name, create
+from tests.conftest import end_recording
 
 WORDS = [
     ("Worker (pid:41) was sent SIGKILL! Perhaps out of memory?", (41, 9)),
@@ -107,3 +112,17 @@ def test_a_chain_is_made_once() -> None:
     namespace["on_exit"](None)
     assert calls == ["theirs", "ours"]
     assert namespace["on_starting"] is ours
+
+
+def test_word_that_comes_at_a_bad_moment_is_passed_on_later(recording_name: str) -> None:
+    geometry = Geometry.of(1 << 16, 2)
+    with create(recording_name, geometry, keep_size=1, keep_period_ns=1) as segment:
+        master = MasterRecording()
+        master._segment, master._pid = segment, os.getpid()
+        with master._alone():
+            # As from a handler of SIGCHLD, while a request of the master's own is being made.
+            master.tell(41, signal.SIGKILL)
+            assert not requests.pending(segment)
+        (word,) = requests.pending(segment)
+        assert (word.verb, word.argument) == (Verb.ENDED, (41, signal.SIGKILL))
+    end_recording(recording_name)
