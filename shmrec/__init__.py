@@ -23,7 +23,7 @@ from shmrec.recorder import Recorder, attach
 if TYPE_CHECKING:
     from shmrec.decoder import Event, OpenSpan
     from shmrec.flight import FlightRecorder
-    from shmrec.snapshot import Snapshot, read
+    from shmrec.snapshot_file import Snapshot, read
 
 __all__ = [
     "Event",
@@ -64,8 +64,8 @@ _LATER = {
     "Event": "decoder",
     "FlightRecorder": "flight",
     "OpenSpan": "decoder",
-    "Snapshot": "snapshot",
-    "read": "snapshot",
+    "Snapshot": "snapshot_file",
+    "read": "snapshot_file",
 }
 
 

@@ -20,7 +20,7 @@ from shmrec.layout import EntryState
 from shmrec.manifest import Cause, Header, Producer
 from shmrec.ring import Batch, Entry, Head, RingReader
 from shmrec.segment import Segment
-from shmrec.snapshot import FileWriter
+from shmrec.snapshot_file import FileWriter
 
 __all__ = ["CaptureStopped", "Order", "take", "take_cold"]
 

@@ -39,28 +39,19 @@ def claim(segment: Segment, engine: Engine, engine_name: str, label: str) -> int
         )
     fenced = fence.register()
     started = process.start_ticks(os.getpid())
-    with segment.locked():
-        if segment.state == SegmentState.CLOSED:
-            raise NoSuchRecordingError(f"recording {segment.name!r} has been closed")
-        index = _free_ring(segment)
-        if index is None:
-            segment.set_word("refused_full", segment.word("refused_full") + 1)
-            raise RingsTakenError(
-                f"all {geometry.producers} rings of recording {segment.name!r} are taken: "
-                "start it with more (--producers)"
-            )
-        at = geometry.entry(index)
-        words[ENTRY.word("state", at)] = EntryState.CLAIMING
-        words[ENTRY.word("pid", at)] = os.getpid()
-        words[ENTRY.word("start_ticks", at)] = started
+    index, at = _choose(segment, started)
     # The ring is ours: what takes long is done without the lock.
     try:
         segment.reserve(geometry.ring(index), geometry.ring_size)
-    except SpaceError:
+    except SpaceError as full:
         words[ENTRY.word("state", at)] = EntryState.FREE
-        with segment.locked():
-            segment.set_word("refused_space", segment.word("refused_space") + 1)
-        raise
+        try:
+            # One that somebody has used has its memory already.
+            index, at = _choose(segment, started, used=True)
+        except RingsTakenError:
+            with segment.locked():
+                segment.set_word("refused_space", segment.word("refused_space") + 1)
+            raise full from None
     _clear(segment, index)
     where = ENTRY.bytes_at("identity", at)
     segment.view[where] = os.urandom(where.stop - where.start)
@@ -86,6 +77,27 @@ def claim(segment: Segment, engine: Engine, engine_name: str, label: str) -> int
     return index
 
 
+def _choose(segment: Segment, started: int, *, used: bool = False) -> tuple[int, int]:
+    """Mark a ring as being claimed by this process; its index and its entry's offset."""
+    words = segment.words
+    with segment.locked():
+        if segment.state == SegmentState.CLOSED:
+            raise NoSuchRecordingError(f"recording {segment.name!r} has been closed")
+        index = _free_ring(segment, used)
+        if index is None:
+            if not used:
+                segment.set_word("refused_full", segment.word("refused_full") + 1)
+            raise RingsTakenError(
+                f"all {segment.geometry.producers} rings of recording {segment.name!r} are "
+                "taken: start it with more (--producers)"
+            )
+        at = segment.geometry.entry(index)
+        words[ENTRY.word("state", at)] = EntryState.CLAIMING
+        words[ENTRY.word("pid", at)] = os.getpid()
+        words[ENTRY.word("start_ticks", at)] = started
+    return index, at
+
+
 def set_label(segment: Segment, index: int, label: str) -> None:
     where = ENTRY.bytes_at("label", segment.geometry.entry(index))
     raw = bounded_text(label, LABEL_BYTES).encode()[:LABEL_BYTES]
@@ -109,14 +121,16 @@ def _clear(segment: Segment, index: int) -> None:
         words[ENTRY.word("losses", at) + cause] = 0
 
 
-def _free_ring(segment: Segment) -> int | None:
-    """The ring to claim: a free one, else the one whose process ended longest ago."""
+def _free_ring(segment: Segment, used: bool) -> int | None:
+    """The ring to claim: a free one unless `used`, else the one that ended longest ago."""
     words = segment.words
     ended: list[tuple[int, int]] = []
     for index in range(segment.geometry.producers):
         at = segment.geometry.entry(index)
         state = words[ENTRY.word("state", at)]
         if state == EntryState.FREE:
+            if used:
+                continue
             return index
         if state == EntryState.DETACHED:
             ended.append((words[ENTRY.word("detached_ns", at)], index))

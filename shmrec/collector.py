@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from shmrec import capture, ledger, requests, store
+from shmrec import capture, ledger, process, requests, store
 from shmrec import segment as segments
 from shmrec.capture import CaptureStopped, Order
 from shmrec.deaths import UNKNOWN, Watched, Watcher
@@ -110,14 +110,17 @@ class Collector:
             self._waker = threading.Thread(target=self._forward_wakeups, daemon=True)
             self._waker.start()
         try:
-            while not self.stopping and not until() and not self._deserted():
-                self._poll()
-                self._turn_safely()
+            while True:
+                while not self.stopping and not until() and not self._deserted():
+                    self._poll()
+                    self._turn_safely()
+                if self._finish(wanted=self.stopping or until()):
+                    break
         except BaseException:
             # Not ours to end: the segment stays for the next collector to adopt.
             self._let_go()
             raise
-        self._finish()
+        self._let_go()
 
     def handle_signals(self) -> None:
         """Let SIGTERM and SIGINT stop the loop; from the main thread."""
@@ -344,8 +347,12 @@ class Collector:
 
     # The end.
 
-    def _finish(self) -> None:
-        """End the recording: last death snapshots, closed for all, names removed."""
+    def _finish(self, *, wanted: bool) -> bool:
+        """End the recording: last death snapshots, closed for all, names removed.
+
+        Unless it is `wanted` it ends only if nobody has attached since we looked; whether it
+        ended.
+        """
         self._notice_producers(time.monotonic_ns())
         self._notice_deaths(time.monotonic_ns())
         for death in self._deaths:
@@ -356,6 +363,9 @@ class Collector:
             # Without the lock, whoever attaches now learns at its first event that it is over.
             with contextlib.suppress(SegmentError):
                 held.enter_context(segment.locked(_LAST_LOCK_SECONDS))
+            if not wanted and self._somebody():
+                self._last_alive = time.monotonic()
+                return False
             segment.set_word("state", SegmentState.CLOSED)
             ledger.advance(segment)
             if self._deaths:
@@ -363,12 +373,22 @@ class Collector:
                     f"recording {self.settings.name!r} is left in memory, its evidence could not "
                     f"be written: read it with `shmrec-dump recover {self.settings.name}`"
                 )
-            else:
+            elif segment.linked():
                 segments.remove(self.settings.name, self.settings.path)
         for request in requests.pending(segment):
             requests.answer(segment, request, "the recording has been stopped", Status.FAILED)
         remove_wakeup(segment)
-        self._let_go()
+        return True
+
+    def _somebody(self) -> bool:
+        """Whether a live process has a ring or is getting one."""
+        for reader in self._readers:
+            entry = reader.entry()
+            if entry.state in (EntryState.LIVE, EntryState.CLAIMING) and process.alive(
+                entry.pid, entry.start_ticks
+            ):
+                return True
+        return False
 
     def _let_go(self) -> None:
         """Close everything of this process; the recording itself is not touched."""

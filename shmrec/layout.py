@@ -358,7 +358,7 @@ MAXIMUM_FRAME: Final = 16 * 1024 * 1024
 
 
 class Frame:
-    """The first element of a frame's value; the others are named in `snapshot`."""
+    """The first element of a frame's value; the others are named in `snapshot_file`."""
 
     HEADER: Final = 1
     PRODUCER: Final = 2

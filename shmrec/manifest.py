@@ -1,6 +1,6 @@
 """What a snapshot says about itself and about each producer: plain data, no behaviour.
 
-Filled by the collector (`capture`), carried by the file (`snapshot`), read by everybody.
+Filled by the collector (`capture`), carried by the file (`snapshot_file`), read by everybody.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Final, NamedTuple
 
-__all__ = ["Stat", "alive", "boot_id", "pid_namespace", "start_ticks", "stat"]
+__all__ = ["Stat", "alive", "boot_id", "pid_namespace", "start_ticks", "stat", "users_of"]
 
 # Fields of /proc/PID/stat behind the parenthesised command, see proc(5): state is field 3.
 _STATE: Final = 0
@@ -64,6 +64,20 @@ def alive(pid: int, started: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def users_of(path: str) -> list[int]:
+    """The processes, as far as this user may look, that have the file mapped."""
+    found = []
+    for entry in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        if entry.isdigit() and int(entry) != os.getpid():
+            try:
+                with open(f"/proc/{entry}/maps", "rb") as file:
+                    if any(line.rstrip().endswith(os.fsencode(path)) for line in file):
+                        found.append(int(entry))
+            except OSError:
+                continue
+    return found
 
 
 def boot_id() -> bytes:

@@ -159,6 +159,12 @@ def _replace_stale(segment: Segment, settings: Settings) -> None:
 def _keep_raw(settings: Settings, error: LayoutMismatchError) -> None:
     """Put a segment that this version cannot read aside, whole."""
     source = Path(settings.path or f"/dev/shm/{layout.NAME_PREFIX}{settings.name}")
+    users = process.users_of(str(source))
+    if users:
+        raise CollectorRunningError(
+            f"recording {settings.name!r} is in use by another version of shmrec, pid {users[0]}: "
+            "stop it first, or choose another name"
+        )
     with store.Unfinished(settings.directory) as unfinished:
         with open(source, "rb") as memory:
             while chunk := memory.read(1 << 20):

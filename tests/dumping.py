@@ -25,7 +25,7 @@ from shmrec import events
 from shmrec.commands.dump import main
 from shmrec.manifest import Header, Producer
 from shmrec.ring import Batch, Head
-from shmrec.snapshot import FileWriter
+from shmrec.snapshot_file import FileWriter
 
 from .conftest import WAIT_SECONDS, Script, end_recording, noticed, snapshots, wait_until
 

@@ -16,6 +16,7 @@ import shmrec
 from shmrec import process, requests
 from shmrec.errors import CollectorRunningError, WrongOwnerError
 from shmrec.layout import ENTRY, SegmentState, Verb
+from shmrec.manifest import Producer
 from shmrec.segment import Segment, open_segment
 from shmrec.takeover import Settings, establish, recover
 from shmrec.wakeup import open_wakeup
@@ -115,7 +116,7 @@ def ask(name: str, reason: str = "") -> Path:
         )
 
 
-def by_pid(snapshot: shmrec.Snapshot, pid: int) -> shmrec.snapshot.Producer:  # type: ignore[name-defined]
+def by_pid(snapshot: shmrec.Snapshot, pid: int) -> Producer:
     return next(producer for producer in snapshot.producers if producer.pid == pid)
 
 
@@ -381,6 +382,22 @@ def test_a_segment_of_another_layout_is_kept_as_it_is_before_it_is_replaced(
     assert kept.read_bytes() == memory
     assert kept.stat().st_mode & 0o777 == 0o600
     second.end()
+
+
+def test_a_segment_of_another_layout_that_is_in_use_is_left_alone(
+    service: Callable[..., Service], producer: Callable[[str], Script]
+) -> None:
+    first = service()
+    producer("working")
+    first.end(signal.SIGKILL)
+    with open_segment(first.name) as segment:
+        segment.set_word("layout_version", 999)
+        ended = subprocess.run(
+            [*COLLECT, first.name, "--dir", str(first.directory)], capture_output=True, text=True
+        )
+        assert ended.returncode == 1
+        assert "another version of shmrec, pid" in ended.stderr
+        assert segment.linked()
 
 
 def test_a_second_collector_refuses_and_names_the_first(

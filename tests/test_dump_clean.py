@@ -14,7 +14,7 @@ import pytest
 
 from shmrec import layout, process, segment, store
 from shmrec.layout import Geometry
-from shmrec.snapshot import read
+from shmrec.snapshot_file import read
 
 from .conftest import leftovers, snapshots, wait_until
 from .dumping import a_scene, dump

@@ -13,7 +13,7 @@ import msgpack
 import pytest
 
 from shmrec.manifest import Header, Producer
-from shmrec.snapshot import read
+from shmrec.snapshot_file import read
 
 from .dumping import (
     DUMP,

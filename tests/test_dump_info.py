@@ -15,7 +15,7 @@ import pytest
 
 from shmrec.layout import LOSSES
 from shmrec.manifest import Cause, Header, Producer
-from shmrec.snapshot import read
+from shmrec.snapshot_file import read
 
 from .dumping import HOSTILE, batch, crash, dump, dump_json, on_terminal, write_file
 

@@ -16,7 +16,7 @@ import pytest
 
 from shmrec import process
 from shmrec.segment import open_segment
-from shmrec.snapshot import read
+from shmrec.snapshot_file import read
 from shmrec.wakeup import remove_wakeup
 
 from .conftest import snapshots, wait_until

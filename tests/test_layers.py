@@ -18,7 +18,7 @@ LEVELS = (
     ("manifest",),
     ("writer", "ring", "ending", "requests", "store"),
     ("_engine",),
-    ("claim", "snapshot", "live", "generation"),
+    ("claim", "snapshot_file", "live", "generation"),
     ("recorder", "deaths", "capture", "launch"),
     ("takeover", "flight"),
     ("collector",),
@@ -27,7 +27,7 @@ LEVELS = (
 
 # The package itself, which is above every level: what it imports, every producer loads.
 TOP = "shmrec"
-TOP_IMPORTS = {"_version", "recorder", "flight", "snapshot", "errors", "decoder"}
+TOP_IMPORTS = {"_version", "recorder", "flight", "snapshot_file", "errors", "decoder"}
 
 # (importer, imported) on one level.
 SIDEWAYS = (("commands.*", "commands.*"), ("integrations.*", "integrations.*"))

@@ -23,7 +23,7 @@ from shmrec.errors import (
     SpaceError,
     WrongOwnerError,
 )
-from shmrec.layout import ENTRY
+from shmrec.layout import ENTRY, Geometry
 from shmrec.segment import open_segment
 
 from .conftest import Script, wait_until
@@ -73,6 +73,16 @@ def test_before_any_attach_the_functions_do_nothing() -> None:
         pass
     assert shmrec.snapshot("x") is None
     shmrec.detach()
+
+
+def test_no_module_takes_the_place_of_a_function() -> None:
+    source = (
+        "import pkgutil, importlib, shmrec\n"
+        "for found in pkgutil.walk_packages(shmrec.__path__, 'shmrec.'):\n"
+        "    if '.integrations.' not in found.name: importlib.import_module(found.name)\n"
+        "print([name for name in shmrec.__all__ if type(getattr(shmrec, name)) is type(shmrec)])\n"
+    )
+    assert run(source) == "[]\n"
 
 
 def test_attaching_twice_gives_the_same_recorder_under_the_new_label(
@@ -145,19 +155,38 @@ def test_another_user_is_refused(flight: shmrec.FlightRecorder) -> None:
     assert run(source, flight.name) == "WrongOwnerError\n"
 
 
+def full(fd: int, offset: int, size: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_no_space_is_a_clear_error_at_attach(
+    recording_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = Geometry.of(0, 2)
+    with segment.create(recording_name, geometry, keep_size=0, keep_period_ns=0) as made:
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(SpaceError, match="enlarge it"):
+            shmrec.attach(made.name, required=True)
+        with pytest.warns(RuntimeWarning, match="no room"):
+            shmrec.attach(made.name)
+        assert made.word("refused_space") == 2
+        monkeypatch.undo()
+        assert shmrec.attach(made.name, required=True).attached
+        shmrec.detach()
+
+
+def test_without_space_for_a_fresh_ring_a_used_one_serves(
     unattached: shmrec.FlightRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(fd: int, offset: int, size: int) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(SpaceError, match="enlarge it"):
-        shmrec.attach(unattached.name, required=True)
-    with pytest.warns(RuntimeWarning, match="no room"):
-        shmrec.attach(unattached.name)
-    with open_segment(unattached.name) as opened:
-        assert opened.word("refused_space") == 2
+    rec = shmrec.attach(unattached.name, required=True)
+    rec.instant("second life")
+    with open_segment(unattached.name, writable=False) as opened:
+        entries = [opened.geometry.entry(index) for index in range(2)]
+        assert [opened.words[ENTRY.word("incarnation", at)] for at in entries] == [2, 0]
+        assert opened.word("refused_space") == 0
+    assert recorded(unattached) == [(os.getpid(), "second life")]
+    rec.detach()
 
 
 def test_a_recording_that_ends_is_noticed_and_costs_nothing_further(

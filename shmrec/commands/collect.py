@@ -163,6 +163,8 @@ def collect(
     except ShmrecError as error:
         word = RUNNING if isinstance(error, CollectorRunningError) else "failed"
         _tell(ready_fd, f"{word} {' '.join(str(error).split())}")
+        if ready_fd is not None:
+            sys.exit(1)  # Whoever launched us will say it.
         raise
     collector = Collector(segment, settings)
     if not command:

@@ -18,7 +18,7 @@ from shmrec.decoder import Event, OpenSpan
 from shmrec.events import BEGIN, END
 from shmrec.live import LiveProducer, Recording
 from shmrec.manifest import Cause, Producer
-from shmrec.snapshot import Snapshot
+from shmrec.snapshot_file import Snapshot
 from shmrec.store import Stored
 
 __all__ = [

@@ -18,7 +18,7 @@ import click
 
 from shmrec import store
 from shmrec.segment import Segment, open_segment
-from shmrec.snapshot import Snapshot, read
+from shmrec.snapshot_file import Snapshot, read
 
 __all__ = [
     "Moment",

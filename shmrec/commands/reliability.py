@@ -10,7 +10,7 @@ from typing import Final
 
 from shmrec.commands.screen import Screen
 from shmrec.commands.wording import LOST, age, counted, safe, size, some, who
-from shmrec.snapshot import Snapshot
+from shmrec.snapshot_file import Snapshot
 
 __all__ = ["print_losses", "print_reliability"]
 

@@ -17,7 +17,7 @@ from shmrec.commands.timeline import event_parts, newest_first, thread_of
 from shmrec.commands.wording import age, arguments, cause, counted, moment, safe, size, some, who
 from shmrec.decoder import OpenSpan
 from shmrec.manifest import Producer
-from shmrec.snapshot import Snapshot
+from shmrec.snapshot_file import Snapshot
 
 __all__ = ["print_report"]
 

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 import shmrec
-from shmrec.snapshot import Producer
+from shmrec.manifest import Producer
 from tests.conftest import leftovers, wait_until
 from tests.integrations.gunicorn_service import Start, configure
 from tests.integrations.watched import MASTER, WORKER

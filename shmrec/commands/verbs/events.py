@@ -25,7 +25,7 @@ from shmrec.commands.timeline import event_parts
 from shmrec.commands.wording import clock, safe
 from shmrec.decoder import Event
 from shmrec.events import KINDS
-from shmrec.snapshot import Snapshot
+from shmrec.snapshot_file import Snapshot
 
 _EPILOG: Final = """\b
 WHEN is one of

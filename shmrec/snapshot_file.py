@@ -1,5 +1,8 @@
 """The snapshot file, both sides: `FileWriter` in the collector, `read` wherever it is read.
 
+Not called ``snapshot``: importing a module of that name would put it in the place of the
+function ``shmrec.snapshot``.
+
 A file is a magic and then frames, declared in `layout`; a frame's value is one of::
 
     [HEADER, {recording, reason, trigger, taken_mono_ns, taken_wall_ns, generation, ...}]
