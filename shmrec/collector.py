@@ -22,14 +22,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from shmrec import capture, ledger, process, requests, store
-from shmrec import segment as segments
+from shmrec import capture, ledger, naming, process, requests, store
 from shmrec.capture import CaptureStopped, Order
-from shmrec.deaths import UNKNOWN, Watched, Watcher
+from shmrec.deaths import UNKNOWN, Death, Watcher
 from shmrec.errors import SegmentError, ShmrecError
 from shmrec.layout import ENTRY, EntryState, SegmentState, Status, Verb
 from shmrec.manifest import Cause
@@ -52,20 +50,6 @@ _UNUSED_SECONDS: Final = 60.0
 _FAILURES: Final = 20
 _FAILURE_SECONDS: Final = 0.2
 _ATTEMPTS: Final = 20
-
-
-@dataclass
-class Death:
-    """A producer that ended without detaching; `cause` is None while it may still be told."""
-
-    watched: Watched
-    label: str
-    noticed_ns: int
-    cause: Cause | None = None
-
-    def describe(self) -> str:
-        who = f"{self.label} " if self.label else ""
-        return f"{who}pid {self.watched.pid}: {(self.cause or UNKNOWN).text}"
 
 
 class Collector:
@@ -374,7 +358,7 @@ class Collector:
                     f"be written: read it with `shmrec-dump recover {self.settings.name}`"
                 )
             elif segment.linked():
-                segments.remove(self.settings.name, self.settings.path)
+                naming.remove(self.settings.name, self.settings.path)
         for request in requests.pending(segment):
             requests.answer(segment, request, "the recording has been stopped", Status.FAILED)
         remove_wakeup(segment)

@@ -26,7 +26,7 @@ from typing import Final
 from shmrec import process
 from shmrec.manifest import Cause
 
-__all__ = ["UNKNOWN", "Watched", "Watcher", "cause_of_status"]
+__all__ = ["UNKNOWN", "Death", "Watched", "Watcher", "cause_of_status"]
 
 # struct pidfd_info, first version: mask and cgroup id, eleven ids, exit code.
 _INFO: Final = struct.Struct("=QQ11Ii")
@@ -71,6 +71,20 @@ class Watched:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+@dataclass
+class Death:
+    """A producer that ended without detaching; `cause` is None while it may still be told."""
+
+    watched: Watched
+    label: str
+    noticed_ns: int
+    cause: Cause | None = None
+
+    def describe(self) -> str:
+        who = f"{self.label} " if self.label else ""
+        return f"{who}pid {self.watched.pid}: {(self.cause or UNKNOWN).text}"
 
 
 class Watcher:

@@ -22,8 +22,9 @@ from shmrec.errors import (
     NotStartedError,
 )
 from shmrec.layout import Verb
+from shmrec.naming import check_name
 from shmrec.recorder import ENVIRONMENT, ENVIRONMENT_PATH, SNAPSHOT_SECONDS, Recorder
-from shmrec.segment import Segment, check_name, open_segment
+from shmrec.segment import Segment, open_segment
 from shmrec.wakeup import open_wakeup
 
 if TYPE_CHECKING:

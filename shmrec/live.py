@@ -14,8 +14,9 @@ from shmrec.decoder import OpenSpan
 from shmrec.ending import Ending, find_ending
 from shmrec.errors import NoSuchRecordingError, ShmrecError, UnfinishedSegmentError
 from shmrec.layout import EntryState, SegmentState
+from shmrec.naming import names
 from shmrec.ring import Entry, Head, RingReader
-from shmrec.segment import Segment, names, open_segment
+from shmrec.segment import Segment, open_segment
 
 __all__ = ["LiveProducer", "Recording", "look", "producers", "recordings"]
 

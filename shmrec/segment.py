@@ -18,7 +18,6 @@ import errno
 import fcntl
 import mmap
 import os
-import re
 import stat as stat_module
 import time
 from _thread import RLock
@@ -31,25 +30,20 @@ from shmrec import layout, process
 from shmrec.errors import (
     LayoutMismatchError,
     NoSuchRecordingError,
-    RecordingNameError,
     SegmentError,
     SpaceError,
     UnfinishedSegmentError,
     WrongOwnerError,
 )
 from shmrec.layout import CONTROL, Geometry, SegmentState
+from shmrec.naming import DIRECTORY, check_name, remove, shm_name, shm_path
 
 __all__ = [
     "Segment",
-    "check_name",
     "create",
-    "names",
     "open_segment",
-    "remove",
 ]
 
-_DIRECTORY: Final = "/dev/shm"
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}\Z", re.ASCII)
 _READY_SECONDS: Final = 1.0
 HEARTBEAT_NS: Final = 10_000_000_000
 """A collector that has not ticked for so long does not serve any more."""
@@ -65,16 +59,6 @@ def _renew_lock() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_lock)
-
-
-def check_name(name: str) -> str:
-    """The name itself if it may name a recording, else `RecordingNameError`."""
-    if not _NAME.match(name):
-        raise RecordingNameError(
-            f"{name[:80]!r} cannot name a recording: use 1 to 48 letters, digits, '.', '_' or "
-            "'-', the first a letter or digit"
-        )
-    return name
 
 
 class Segment:
@@ -184,7 +168,7 @@ class Segment:
             if error.errno in (errno.ENOSPC, errno.EFBIG, errno.ENOMEM):
                 raise SpaceError(
                     f"no room for {size} bytes of recording {self.name!r} in "
-                    f"{self.path or _DIRECTORY}: enlarge it (a container's default is 64 MB), or "
+                    f"{self.path or DIRECTORY}: enlarge it (a container's default is 64 MB), or "
                     "record with smaller or fewer rings"
                 ) from error
             raise SegmentError(
@@ -194,7 +178,7 @@ class Segment:
     def linked(self) -> bool:
         """Whether the name still leads to this very segment."""
         try:
-            there = os.stat(self.path or _shm_path(self.name), follow_symlinks=False)
+            there = os.stat(self.path or shm_path(self.name), follow_symlinks=False)
         except OSError:
             return False
         here = os.fstat(self.fd)
@@ -222,14 +206,6 @@ def _text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
-def _shm_name(name: str) -> str:
-    return f"/{layout.NAME_PREFIX}{check_name(name)}"
-
-
-def _shm_path(name: str) -> str:
-    return f"{_DIRECTORY}{_shm_name(name)}"
-
-
 def _open_fd(name: str, path: str | None, writable: bool, create: bool) -> int:
     """A descriptor, close-on-exec, of an object that was checked to be ours alone."""
     try:
@@ -241,7 +217,7 @@ def _open_fd(name: str, path: str | None, writable: bool, create: bool) -> int:
             # posix_ipc opens for writing unless told to open read-only.
             flags = posix_ipc.O_CREX if create else 0
             memory = posix_ipc.SharedMemory(
-                _shm_name(name), flags, mode=0o600, read_only=not writable
+                shm_name(name), flags, mode=0o600, read_only=not writable
             )
             fd = memory.fd
     except (posix_ipc.ExistentialError, FileNotFoundError, FileExistsError) as error:
@@ -259,7 +235,7 @@ def _open_fd(name: str, path: str | None, writable: bool, create: bool) -> int:
         if error.errno == errno.ELOOP:
             raise WrongOwnerError(f"{path} is a symbolic link: name the file itself") from error
         if error.errno == errno.ENOSPC:
-            raise SpaceError(f"no room for recording {name!r} in {path or _DIRECTORY}") from error
+            raise SpaceError(f"no room for recording {name!r} in {path or DIRECTORY}") from error
         raise SegmentError(f"cannot open recording {name!r}: {error}") from error
     try:
         _check_owner(name, fd, reading=not writable)
@@ -430,25 +406,3 @@ def _checked_geometry(segment: Segment) -> Geometry:
     if not believable:
         raise LayoutMismatchError(f"recording {name!r} is damaged: its geometry contradicts itself")
     return geometry
-
-
-def remove(name: str, path: str | None = None) -> None:
-    """Take the name away; processes that have the segment open keep it. Never raises."""
-    try:
-        if path is not None:
-            os.unlink(path)
-        else:
-            posix_ipc.unlink_shared_memory(_shm_name(name))
-    except (posix_ipc.Error, OSError):
-        pass
-
-
-def names() -> list[str]:
-    """The recordings in shared memory that this user may open, sorted."""
-    try:
-        found = os.listdir(_DIRECTORY)
-    except OSError:
-        return []
-    prefix = layout.NAME_PREFIX
-    inside = [entry[len(prefix) :] for entry in found if entry.startswith(prefix)]
-    return sorted(name for name in inside if _NAME.match(name))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from shmrec import capture, layout, process, store
+from shmrec import capture, layout, naming, process, store
 from shmrec import segment as segments
 from shmrec.capture import Order
 from shmrec.errors import (
@@ -69,7 +69,7 @@ def establish(settings: Settings) -> Segment:
     A segment that nobody lives in any more is recovered to a snapshot and replaced. Raises
     `CollectorRunningError`, `SpaceError`, `WrongOwnerError`, `SnapshotWriteError`.
     """
-    segments.check_name(settings.name)
+    naming.check_name(settings.name)
     geometry = Geometry.of(settings.size, settings.producers)
     store.prepare(settings.directory)
     store.sweep(settings.directory)
@@ -151,7 +151,7 @@ def _replace_stale(segment: Segment, settings: Settings) -> None:
         path = recover(segment, settings.directory, reason="recovered before a new start")
         settings.log(f"recovered what an earlier run of {settings.name!r} left: {path}")
     remove_wakeup(segment)
-    segments.remove(settings.name, settings.path)
+    naming.remove(settings.name, settings.path)
     # Whoever waits for the lock to attach must not record where nobody will look.
     segment.set_word("state", SegmentState.CLOSED)
 
@@ -176,7 +176,7 @@ def _keep_raw(settings: Settings, error: LayoutMismatchError) -> None:
         unfinished.file.truncate()
         path = unfinished.publish(store.raw_names(settings.name, time.time_ns()))
     settings.log(f"{error}; kept as {path} and replaced")
-    segments.remove(settings.name, settings.path)
+    naming.remove(settings.name, settings.path)
 
 
 def recover(segment: Segment, directory: Path, *, reason: str = "recovered") -> Path:

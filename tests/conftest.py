@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import shmrec
-from shmrec import process, recorder, requests, segment
+from shmrec import naming, process, recorder, requests, segment
 from shmrec.errors import ShmrecError
 from shmrec.layout import Verb
 from shmrec.segment import open_segment
@@ -56,7 +56,7 @@ def end_recording(name: str) -> None:
             wait_until(lambda: not process.alive(pid, started))
         remove_wakeup(left)
         left.close()
-    segment.remove(name)
+    naming.remove(name)
 
 
 def leftovers(name: str) -> list[str]:

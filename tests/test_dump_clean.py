@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shmrec import layout, process, segment, store
+from shmrec import layout, naming, process, segment, store
 from shmrec.layout import Geometry
 from shmrec.snapshot_file import read
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_read_stays(recording_name: str, tmp_path: Path) -> None:
         made.set_word("layout_version", layout.LAYOUT_VERSION + 1)
     dump("clean", recording_name, "--yes", "--dir", tmp_path)
     assert leftovers(recording_name)
-    segment.remove(recording_name)
+    naming.remove(recording_name)
 
 
 def test_a_recording_that_cannot_be_saved_stays(recording_name: str, tmp_path: Path) -> None:

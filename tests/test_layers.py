@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 LEVELS = (
     ("_version", "errors", "layout", "events"),
-    ("process", "fence", "values"),
+    ("process", "fence", "values", "naming"),
     ("segment",),
     ("wakeup", "ledger", "batch", "decoder"),
     ("manifest",),

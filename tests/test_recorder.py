@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import shmrec
-from shmrec import recorder, segment
+from shmrec import naming, recorder, segment
 from shmrec.errors import (
     LayoutMismatchError,
     NoSuchRecordingError,
@@ -563,4 +563,4 @@ def test_signal_handlers_garbage_collection_and_threads_at_once(
 
 
 def test_segments_are_removed_by_name_only() -> None:
-    segment.remove("test-that-never-was")
+    naming.remove("test-that-never-was")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shmrec import layout, segment
+from shmrec import layout, naming
 from shmrec.errors import (
     LayoutMismatchError,
     NoSuchRecordingError,
@@ -151,11 +151,11 @@ def test_no_space_for_the_tables_leaves_nothing(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(SpaceError, match="enlarge it"):
         create(recording_name, SMALL, keep_size=0, keep_period_ns=0)
-    assert recording_name not in segment.names()
+    assert recording_name not in naming.names()
 
 
 def test_recordings_are_listed_by_name(made: Segment) -> None:
-    assert made.name in segment.names()
+    assert made.name in naming.names()
 
 
 def test_the_lock_excludes_other_processes_and_dies_with_its_holder(

@@ -22,8 +22,9 @@ from shmrec.collector import Collector
 from shmrec.commands.terminal import run
 from shmrec.errors import CollectorRunningError, ShmrecError
 from shmrec.launch import READY, RUNNING
+from shmrec.naming import check_name
 from shmrec.recorder import ENVIRONMENT, ENVIRONMENT_PATH
-from shmrec.segment import Segment, check_name
+from shmrec.segment import Segment
 from shmrec.takeover import Settings, establish, log_to_stderr
 
 _PASSED_ON: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH")

@@ -27,8 +27,9 @@ from shmrec.errors import CollectorError, CollectorRunningError, NoSuchRecording
 from shmrec.integrations.gunicorn_names import LABEL, choose, masters, others, parent, service_name
 from shmrec.launch import start_collector, stop_collector
 from shmrec.layout import SegmentState, Verb
+from shmrec.naming import check_name
 from shmrec.recorder import ENVIRONMENT, ENVIRONMENT_PATH, Recorder
-from shmrec.segment import Segment, check_name, open_segment
+from shmrec.segment import Segment, open_segment
 from shmrec.wakeup import open_wakeup
 
 __all__ = ["MasterRecording", "Settings"]

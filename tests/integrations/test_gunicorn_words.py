@@ -16,7 +16,8 @@ from shmrec.integrations.gunicorn_deaths import DeathFilter, status_in, timeout_
 from shmrec.integrations.gunicorn_master import MasterRecording
 from shmrec.integrations.gunicorn_names import service_name
 from shmrec.layout import Geometry, Verb
-from shmrec.segment import check_name, create
+from shmrec.naming import check_name
+from shmrec.segment import create
 from tests.conftest import end_recording
 
 WORDS = [

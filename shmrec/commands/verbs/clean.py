@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from shmrec import live, segment, store, takeover, wakeup
+from shmrec import live, naming, segment, store, takeover, wakeup
 from shmrec.commands.parameters import directory_option
 from shmrec.commands.screen import Screen
 from shmrec.commands.wording import age, counted, safe, size
@@ -132,11 +132,11 @@ def _remove_recording(screen: Screen, recording: live.Recording, directory: Path
                 path = takeover.recover(opened, directory, reason="recovered before it was removed")
                 screen.line(f"saved {safe(name)} as {safe(path)}")
             wakeup.remove_wakeup(opened)
-            segment.remove(name)
+            naming.remove(name)
     except NoSuchRecordingError:
         return True
     except UnfinishedSegmentError:
-        segment.remove(name)
+        naming.remove(name)
     except ShmrecError as error:
         screen.line((f"{safe(name)}: {safe(error)}", "bad"))
         return False
