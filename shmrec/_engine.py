@@ -23,7 +23,8 @@ NAMES: Final = ("python",)
 class Scope(Protocol):
     """A span as a context manager; `id` is its number once entered."""
 
-    id: int
+    @property
+    def id(self) -> int: ...
 
     def __enter__(self) -> Scope: ...
 

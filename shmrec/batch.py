@@ -32,6 +32,7 @@ __all__ = ["LOSS", "OpenBatch", "Speaker", "native", "pack"]
 _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
     SLOT.word(name) for name in ("number", "generation", "start_ns", "committed", "first", "flags")
 )
+_LOST_AT_MOST: Final = 1 << 48
 LOSS: Final = {cause: index for index, cause in enumerate(LOSSES)}
 
 # Only exact builtin types: no default, no user code, no surprise.
@@ -137,6 +138,13 @@ class OpenBatch:
         self._w_writing = self._w_generation = 0
         self._w_losses = 1
 
+    def _lost(self, cause: str, count: int = 1) -> None:
+        """Count events of ours that are lost, in words that somebody may have scribbled on."""
+        index = self._w_losses + LOSS[cause]
+        known = self._words[index]
+        if known < _LOST_AT_MOST:
+            self._words[index] = max(0, known + count)
+
     def _seal(self, more: int = 0) -> None:
         if self._base:
             self._words[self._base + _FLAGS] |= SlotFlag.SEALED | more
@@ -154,7 +162,7 @@ class OpenBatch:
             if words[self._w_state] == SegmentState.CLOSED:
                 self._base = 0
                 self._guard[0] = 0
-                words[self._w_losses + LOSS["closed"]] += 1
+                self._lost("closed")
                 return False
         self._events += self._committed >> COUNT_SHIFT
         self._committed = 0

@@ -83,6 +83,7 @@ def _choose(segment: Segment, started: int, *, used: bool = False) -> tuple[int,
     with segment.locked():
         if segment.state == SegmentState.CLOSED:
             raise NoSuchRecordingError(f"recording {segment.name!r} has been closed")
+        _leave_rings_of_before_exec(segment, started)
         index = _free_ring(segment, used)
         if index is None:
             if not used:
@@ -96,6 +97,20 @@ def _choose(segment: Segment, started: int, *, used: bool = False) -> tuple[int,
         words[ENTRY.word("pid", at)] = os.getpid()
         words[ENTRY.word("start_ticks", at)] = started
     return index, at
+
+
+def _leave_rings_of_before_exec(segment: Segment, started: int) -> None:
+    """Detach rings that this very process had: only what it was before an exec can have them."""
+    words = segment.words
+    for index in range(segment.geometry.producers):
+        at = segment.geometry.entry(index)
+        if (
+            words[ENTRY.word("pid", at)] == os.getpid()
+            and words[ENTRY.word("start_ticks", at)] == started
+            and words[ENTRY.word("state", at)] == EntryState.LIVE
+        ):
+            words[ENTRY.word("detached_ns", at)] = time.monotonic_ns()
+            words[ENTRY.word("state", at)] = EntryState.DETACHED
 
 
 def set_label(segment: Segment, index: int, label: str) -> None:

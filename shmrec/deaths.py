@@ -34,6 +34,7 @@ _INFO_EXIT: Final = 1 << 3
 _GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11
 
 _TOLD_LIMIT: Final = 256
+_STATUS_AT_MOST: Final = 0xFFFF
 
 UNKNOWN: Final = Cause("unknown", "no wait status could be had")
 
@@ -121,6 +122,8 @@ class Watcher:
 
     def told(self, pid: int, status: int) -> None:
         """A host's word on how a process ended; it may come before we knew the process."""
+        if not 0 <= status <= _STATUS_AT_MOST:
+            return
         self._told[pid] = status
         while len(self._told) > _TOLD_LIMIT:
             del self._told[next(iter(self._told))]

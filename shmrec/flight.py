@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from shmrec import layout, recorder, requests
+from shmrec import layout, recorder, requests, store
 from shmrec.errors import (
     AlreadyStartedError,
     NotStartedError,
@@ -182,8 +182,7 @@ class FlightRecorder:
                 reason="write_to",
                 timeout=SNAPSHOT_SECONDS,
             )
-            with open(path, "rb") as source:
-                os.unlink(path)
+            with store.take_transfer(Path(path)) as source:
                 return _copy(source, file)
 
     def snapshot(self, reason: str = "") -> Path:

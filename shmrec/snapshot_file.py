@@ -241,6 +241,8 @@ class Snapshot:
             self.producers.append(_producer(value[1]))
         elif kind == Frame.HEADER:
             _fill(self.header, value[1], _HEADER_KEYS)
+            kept = self.header.generations
+            self.header.generations = [each for each in kept if type(each) is int]
         elif kind == Frame.TRAILER:
             self._counts = dict(value[1])
 

@@ -35,6 +35,7 @@ _NAME: Final = re.compile(
     r"(?P<recording>.+)-(?P<time>\d{8}T\d{6}Z)-(?P<reason>[a-z0-9-]*)-(?P<n>\d+)"
     r"(?P<suffix>\.shmrec|\.segment)\Z"
 )
+_TRANSFER: Final = re.compile(r"\.shmrec-[0-9a-f]{16}\.transfer\Z")
 _BLOCK: Final = 512
 _ABANDONED_SECONDS: Final = 600.0
 
@@ -189,6 +190,19 @@ def hidden_names() -> Iterator[str]:
     """Names for files that are handed over and removed at once."""
     while True:
         yield f"{HIDDEN_PREFIX}{os.urandom(8).hex()}.transfer"
+
+
+def take_transfer(path: Path) -> IO[bytes]:
+    """Open a file that was handed over, and remove its name.
+
+    The path came through shared memory: only what such a file looks like is opened, let alone
+    removed; `SnapshotWriteError` for anything else.
+    """
+    if _TRANSFER.match(path.name) is None or not path.is_absolute():
+        raise SnapshotWriteError(f"{str(path)[:200]!r} is not a snapshot that was handed over")
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+    os.unlink(path)
+    return file
 
 
 def raw_names(recording: str, wall_ns: int) -> Iterator[str]:

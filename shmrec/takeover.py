@@ -58,9 +58,10 @@ class Settings:
 
 
 def log_to_stderr(message: str) -> None:
-    """One line on stderr; a closed stderr is nobody's problem."""
+    """One line on stderr, without what could drive a terminal; nobody needs to listen."""
+    shown = "".join(each if each.isprintable() else "?" for each in message)
     with contextlib.suppress(OSError, ValueError):
-        print(f"shmrec[{os.getpid()}]: {message}", file=sys.stderr, flush=True)
+        print(f"shmrec[{os.getpid()}]: {shown}", file=sys.stderr, flush=True)
 
 
 def establish(settings: Settings) -> Segment:

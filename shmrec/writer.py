@@ -24,7 +24,7 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from shmrec import events
-from shmrec.batch import LOSS, OpenBatch, Speaker, native
+from shmrec.batch import OpenBatch, Speaker, native
 from shmrec.batch import pack as _pack
 from shmrec.events import BEGIN, COUNTER, END, INSTANT, Kind
 from shmrec.layout import COUNT_SHIFT
@@ -74,6 +74,22 @@ class Span:
             self._writer.end(self.id)
         else:
             self._writer.end(self.id, error=bounded_text(str(kind.__name__), events.NAME_LIMIT))
+
+
+class Nowhere:
+    """The span of a writer that has no ring: nothing, for everybody the same."""
+
+    __slots__ = ()
+    id: Final = 0
+
+    def __enter__(self) -> Nowhere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+_NOWHERE: Final = Nowhere()
 
 
 class Writer(OpenBatch):
@@ -213,8 +229,10 @@ class Writer(OpenBatch):
         prefix = _END_ARGS if args else _END
         self._append(prefix, opened[0], _pack(span) + packed, opened[1], -span)
 
-    def span(self, name: str, /, **args: Any) -> Span:
+    def span(self, name: str, /, **args: Any) -> Span | Nowhere:
         """A context manager that begins a span at entry and ends it at exit."""
+        if not self._guard[0] and not self._revived():
+            return _NOWHERE
         return Span(self, name, args)
 
     def counter(self, name: str, value: Any, /) -> None:
@@ -269,8 +287,7 @@ class Writer(OpenBatch):
         """Count events that could not be recorded, by a cause from `layout.LOSSES`."""
         with self._lock:
             if self._guard[0]:
-                index = self._w_losses + LOSS[cause]
-                self._words[index] = max(0, self._words[index] + count)
+                self._lost(cause, count)
 
     def _text(self, name: object) -> str:
         """A name that is not a `str`, as one."""
@@ -338,7 +355,7 @@ class Writer(OpenBatch):
                     data = prefix + _pack(now - self._last) + known + tail
                     end = self._position + len(data)
                     if end > self._limit:
-                        words[self._w_losses + LOSS["oversized"]] += 1
+                        self._lost("oversized")
                         return
                 self._view[self._position : end] = data
                 self._committed = committed = self._committed + len(data) + _ONE_EVENT
@@ -355,9 +372,9 @@ class Writer(OpenBatch):
                 # stands; the next event starts a batch of its own.
                 self._recover()
                 if not isinstance(error, MemoryError):
-                    words[self._w_losses + LOSS["interrupted"]] += 1
+                    self._lost("interrupted")
                     raise
-                words[self._w_losses + LOSS["no_memory"]] += 1
+                self._lost("no_memory")
             finally:
                 self._writing = words[self._w_writing] = self._writing + 2
                 self._busy = False
@@ -371,7 +388,7 @@ class Writer(OpenBatch):
 
     def _defer(self, *record: Any) -> None:
         """Queue a record made inside another; lost and counted if the outer never returns."""
-        self._words[self._w_losses + LOSS["reentrant"]] += 1
+        self._lost("reentrant")
         if len(self._deferred) < _DEFERRED_LIMIT:
             self._deferred.append(record)
 
@@ -379,4 +396,4 @@ class Writer(OpenBatch):
         while self._deferred:
             record = self._deferred.pop(0)
             self._append(*record)
-            self._words[self._w_losses + LOSS["reentrant"]] -= 1
+            self._lost("reentrant", -1)

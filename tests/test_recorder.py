@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import shmrec
-from shmrec import naming, recorder, segment
+from shmrec import layout, naming, recorder, segment
 from shmrec.errors import (
     LayoutMismatchError,
     NoSuchRecordingError,
@@ -482,6 +482,45 @@ def test_thirty_two_producers_join_and_leave_during_snapshots(
         ]
         assert sum(claimed) == 1 + 32 * 6
         assert opened.word("refused_full") == 0
+
+
+def test_a_process_that_execs_leaves_its_ring_and_takes_one_again(
+    flight: shmrec.FlightRecorder, script: Callable[..., Script]
+) -> None:
+    again = script(
+        "import os, sys, shmrec\n"
+        "shmrec.attach(sys.argv[1], label=sys.argv[2], required=True)\n"
+        "shmrec.instant(sys.argv[2])\n"
+        "if sys.argv[2] == 'first':\n"
+        "    code = sys.orig_argv[sys.orig_argv.index('-c') + 1]\n"
+        "    os.execv(sys.executable, [sys.executable, '-c', code, sys.argv[1], 'second'])\n"
+        "print('ready', flush=True); sys.stdin.readline()\n",
+        flight.name,
+        "first",
+    )
+    assert again.line() == "ready"
+    snapshot = shmrec.read(flight.snapshot())
+    states = {p.label: p.state for p in snapshot.producers if p.pid == again.pid}
+    assert states == {"first": "detached", "second": "running"}
+
+
+def test_scribbled_counters_do_not_reach_the_application(
+    flight: shmrec.FlightRecorder,
+) -> None:
+    rec = shmrec.attach(flight.name, required=True)
+    with open_segment(flight.name) as opened:
+        at = opened.geometry.entry(0)
+        for word in range(len(layout.LOSSES)):
+            opened.words[ENTRY.word("losses", at) + word] = (1 << 64) - 1
+        for name in ("opening", "writing", "closed_generation"):
+            opened.words[ENTRY.word(name, at)] = (1 << 64) - 1
+        opened.set_word("generation", (1 << 64) - 1)
+        rec.end(12345)
+        rec.instant("x")
+        wait_until(lambda: opened.word("generation") < 1 << 63)
+        rec.instant("y")
+    assert shmrec.read(flight.snapshot()).path.exists()
+    rec.detach()
 
 
 def test_every_ring_taken_is_counted_and_warned_of_once(

@@ -174,3 +174,19 @@ def test_what_killed_collectors_left_is_swept(tmp_path: Path) -> None:
     os.utime(abandoned, (time.time() - 3600,) * 2)
     store.sweep(tmp_path)
     assert set(tmp_path.iterdir()) == {ours, fresh}
+
+
+def test_only_what_was_handed_over_is_taken(tmp_path: Path) -> None:
+    path = write(tmp_path, next(store.hidden_names()))
+    with store.take_transfer(path) as file:
+        assert file.read() == b"content"
+    assert not path.exists()
+    precious = tmp_path / "precious"
+    precious.touch()
+    with pytest.raises(SnapshotWriteError, match="not a snapshot that was handed over"):
+        store.take_transfer(precious)
+    link = tmp_path / next(store.hidden_names())
+    link.symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic"):
+        store.take_transfer(link)
+    assert precious.exists()

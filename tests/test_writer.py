@@ -131,6 +131,7 @@ def test_nothing_is_done_without_a_ring(arena: Arena) -> None:
     with writer.span("x") as span:
         assert span.id == 0
     assert not writer.bound
+    assert writer.span("x") is writer.span("y")
 
 
 # Arguments of every kind.

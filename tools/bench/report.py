@@ -68,7 +68,7 @@ _COLUMNS = ("case", "figure", "ratio to floors of this run", "target", "", "note
 
 
 def _rows(results: list[Result]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for result in results:
         ratios = ", ".join(f"{_short(ratio)}x {floor}" for floor, ratio in result.ratios.items())
         rows.append(

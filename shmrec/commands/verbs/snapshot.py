@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
@@ -61,19 +60,15 @@ def command(
     if output is None:
         click.echo(os.fsencode(taken))
         return
-    try:
-        with open(taken, "rb") as source:
-            if piped:
-                shutil.copyfileobj(source, sys.stdout.buffer)
-                return
-            # Resolved, because a directory behind a link is a fine place for a file.
-            folder = output.parent.resolve()
-            with store.Unfinished(folder) as unfinished:
-                shutil.copyfileobj(source, unfinished.file)
-                unfinished.publish(_only(output))
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(taken)
+    with store.take_transfer(Path(taken)) as source:
+        if piped:
+            shutil.copyfileobj(source, sys.stdout.buffer)
+            return
+        # Resolved, because a directory behind a link is a fine place for a file.
+        folder = output.parent.resolve()
+        with store.Unfinished(folder) as unfinished:
+            shutil.copyfileobj(source, unfinished.file)
+            unfinished.publish(_only(output))
     click.echo(os.fsencode(output))
 
 
