@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from shmrec import fence, ledger, process, store
-from shmrec.errors import ShmrecError, SnapshotWriteError
+from shmrec.errors import RecordingNameError, ShmrecError, SnapshotWriteError
 from shmrec.generation import Evidence, Flush, Flushes, Sight
 from shmrec.layout import EntryState
 from shmrec.manifest import Cause, Header, Producer
+from shmrec.naming import check_name
 from shmrec.ring import Batch, Entry, Head, RingReader
 from shmrec.segment import Segment
 from shmrec.snapshot_file import FileWriter
@@ -96,6 +97,9 @@ def take(segment: Segment, order: Order) -> Path:
         entry.fenced for _, entry in _claimed(readers) if entry.state == EntryState.LIVE
     )
     evidence = {index: str(found) for index, found in flushes.evidence.items()}
+    for _, entry in _claimed(readers):
+        # Attached after the last enumeration, and so in a newer generation from its start.
+        evidence.setdefault(entry.index, str(Evidence.CLOSED))
     return _write(segment, order, header, evidence)
 
 
@@ -103,10 +107,15 @@ def take_cold(segment: Segment, order: Order) -> Path:
     """Write a snapshot of memory as it is; changes nothing in it."""
     header = _header(segment, order)
     header.started_wall_ns = header.taken_wall_ns
-    generations = [
-        head.generation for reader, _ in _claimed(_readers(segment)) for head in reader.scan().heads
-    ]
-    header.generation = max(generations, default=0)
+    heads = [head for reader, _ in _claimed(_readers(segment)) for head in reader.scan().heads]
+    header.generation = max((head.generation for head in heads), default=0)
+    # The clock stopped with the last sign of life: however late this is read, ages are those
+    # of that moment. The segment's own pair of clocks holds after a reboot too.
+    last = max([segment.word("heartbeat_ns"), *(head.start_ns for head in heads)])
+    if last < _NO_CUT:
+        header.taken_mono_ns = last
+        began = segment.word("created_mono_ns")
+        header.taken_wall_ns = segment.word("created_wall_ns") + last - began
     return _write(segment, order, header, {})
 
 
@@ -133,7 +142,7 @@ def _wait(flush: Flush, producers: Mapping[int, tuple[RingReader, Entry]], order
 
 def _header(segment: Segment, order: Order) -> Header:
     return Header(
-        recording=segment.recorded_name or segment.name,
+        recording=_recording(segment),
         reason=order.reason,
         trigger=order.trigger,
         run_id=segment.field("run_id").hex(),
@@ -144,6 +153,14 @@ def _header(segment: Segment, order: Order) -> Header:
         keep_period_ns=order.period_ns,
         requests=order.requests,
     )
+
+
+def _recording(segment: Segment) -> str:
+    """Its name as a part of a file's name: with a path it may come from the memory itself."""
+    try:
+        return check_name(segment.name)
+    except RecordingNameError:
+        return "recording"
 
 
 def oldest_kept(
@@ -236,7 +253,12 @@ def _write_producer(
     # it would stand behind a gap. One that has ended or stalled is taken to its last byte.
     cut = wanted if producer.state == "running" else max(wanted, _NO_CUT)
     heads = [head for head in scan.heads if head.generation <= cut] or scan.heads
-    wished = [head for head in heads if oldest <= head.generation]
+    since = heads[-1].start_ns - order.period_ns if heads else 0
+    untold = producer.state == "dead" and not producer.reported
+    # Of a death nobody has told yet, the last seconds are those before it, however long ago.
+    wished = [
+        head for head in heads if oldest <= head.generation or (untold and head.start_ns >= since)
+    ]
     if heads and (not wished or wished[-1] is not heads[-1]):
         wished.append(heads[-1])
     copies = [copy for head in wished if (copy := reader.copy(head)) is not None]

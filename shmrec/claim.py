@@ -14,19 +14,34 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
+from typing import Final
 
 from shmrec import fence, layout, process
 from shmrec._engine import Engine
 from shmrec.errors import AttachError, NoSuchRecordingError, RingsTakenError, SpaceError
 from shmrec.layout import ENTRY, LABEL_BYTES, SLOT, EntryState, SegmentState
-from shmrec.segment import Segment
+from shmrec.segment import LOCK_SECONDS, PLAUSIBLE, Segment
 from shmrec.values import bounded_text
 
 __all__ = ["claim", "set_label"]
 
+_ORDERED_STORES: Final = ("x86_64", "AMD64", "i386", "i686")
 
-def claim(segment: Segment, engine: Engine, engine_name: str, label: str) -> int:
+
+def claim(
+    segment: Segment,
+    engine: Engine,
+    engine_name: str,
+    label: str,
+    *,
+    held: Collection[int] = (),
+    timeout: float = LOCK_SECONDS,
+) -> int:
     """Give this process a ring and bind `engine` to it; the ring's index.
+
+    `held` are the rings that other recorders of this process have, `timeout` the seconds to
+    wait for the lock.
 
     Raises `NoSuchRecordingError` if the recording has been closed, `RingsTakenError`,
     `SpaceError`, `AttachError` from another pid namespace; the refusal is counted in the segment.
@@ -37,9 +52,16 @@ def claim(segment: Segment, engine: Engine, engine_name: str, label: str) -> int
             f"recording {segment.name!r} is of another pid namespace or boot, where this process "
             "could not be told from others: start a recording of its own here"
         )
+    machine = os.uname().machine
+    asked = os.environ.get("SHMREC_ENGINE")
+    if engine_name == "python" and machine not in _ORDERED_STORES and asked != "python":
+        raise AttachError(
+            f"the python engine relies on stores being seen in order, which {machine} does not "
+            "promise: it needs the native engine (SHMREC_ENGINE=python takes the risk)"
+        )
     fenced = fence.register()
     started = process.start_ticks(os.getpid())
-    index, at = _choose(segment, started)
+    index, at = _choose(segment, started, held, timeout)
     # The ring is ours: what takes long is done without the lock.
     try:
         segment.reserve(geometry.ring(index), geometry.ring_size)
@@ -47,10 +69,10 @@ def claim(segment: Segment, engine: Engine, engine_name: str, label: str) -> int
         words[ENTRY.word("state", at)] = EntryState.FREE
         try:
             # One that somebody has used has its memory already.
-            index, at = _choose(segment, started, used=True)
+            index, at = _choose(segment, started, held, timeout, used=True)
         except RingsTakenError:
             with segment.locked():
-                segment.set_word("refused_space", segment.word("refused_space") + 1)
+                segment.bump("refused_space")
             raise full from None
     _clear(segment, index)
     where = ENTRY.bytes_at("identity", at)
@@ -61,7 +83,7 @@ def claim(segment: Segment, engine: Engine, engine_name: str, label: str) -> int
         "detached_ns": 0,
         "engine": layout.ENGINES.index(engine_name),
         "fenced": int(fenced),
-        "incarnation": words[ENTRY.word("incarnation", at)] + 1,
+        "incarnation": (words[ENTRY.word("incarnation", at)] & PLAUSIBLE) + 1,
     }
     for name, value in values.items():
         words[ENTRY.word(name, at)] = value
@@ -77,17 +99,24 @@ def claim(segment: Segment, engine: Engine, engine_name: str, label: str) -> int
     return index
 
 
-def _choose(segment: Segment, started: int, *, used: bool = False) -> tuple[int, int]:
+def _choose(
+    segment: Segment,
+    started: int,
+    held: Collection[int],
+    timeout: float,
+    *,
+    used: bool = False,
+) -> tuple[int, int]:
     """Mark a ring as being claimed by this process; its index and its entry's offset."""
     words = segment.words
-    with segment.locked():
+    with segment.locked(timeout):
         if segment.state == SegmentState.CLOSED:
             raise NoSuchRecordingError(f"recording {segment.name!r} has been closed")
-        _leave_rings_of_before_exec(segment, started)
+        _leave_rings_of_before_exec(segment, started, held)
         index = _free_ring(segment, used)
         if index is None:
             if not used:
-                segment.set_word("refused_full", segment.word("refused_full") + 1)
+                segment.bump("refused_full")
             raise RingsTakenError(
                 f"all {segment.geometry.producers} rings of recording {segment.name!r} are "
                 "taken: start it with more (--producers)"
@@ -99,10 +128,12 @@ def _choose(segment: Segment, started: int, *, used: bool = False) -> tuple[int,
     return index, at
 
 
-def _leave_rings_of_before_exec(segment: Segment, started: int) -> None:
-    """Detach rings that this very process had: only what it was before an exec can have them."""
+def _leave_rings_of_before_exec(segment: Segment, started: int, held: Collection[int]) -> None:
+    """Detach rings that this very process has and nobody in it holds: from before an exec."""
     words = segment.words
     for index in range(segment.geometry.producers):
+        if index in held:
+            continue
         at = segment.geometry.entry(index)
         if (
             words[ENTRY.word("pid", at)] == os.getpid()
@@ -143,10 +174,10 @@ def _free_ring(segment: Segment, used: bool) -> int | None:
     for index in range(segment.geometry.producers):
         at = segment.geometry.entry(index)
         state = words[ENTRY.word("state", at)]
-        if state == EntryState.FREE:
-            if used:
-                continue
+        if state == EntryState.FREE and not used:
             return index
+        if state == EntryState.FREE or (used and state == EntryState.CLAIMING):
+            continue  # Perhaps without memory yet.
         if state == EntryState.DETACHED:
             ended.append((words[ENTRY.word("detached_ns", at)], index))
             continue

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import threading
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from shmrec import capture, ledger, naming, process, requests, store
+from shmrec import capture, fence, ledger, naming, process, requests, store
 from shmrec.capture import CaptureStopped, Order
 from shmrec.deaths import UNKNOWN, Death, Watcher
 from shmrec.errors import SegmentError, ShmrecError
@@ -40,6 +41,7 @@ from shmrec.wakeup import open_wakeup, remove_wakeup, wake
 __all__ = ["Collector"]
 
 _TICK_NS: Final = 1_000_000_000
+_SWEEP_NS: Final = 60_000_000_000
 _COALESCE_NS: Final = 50_000_000
 _CAUSE_NS: Final = 250_000_000
 _STATUS_POLL_SECONDS: Final = 0.02
@@ -50,6 +52,15 @@ _UNUSED_SECONDS: Final = 60.0
 _FAILURES: Final = 20
 _FAILURE_SECONDS: Final = 0.2
 _ATTEMPTS: Final = 20
+
+
+def _prepare_for_many() -> None:
+    """A descriptor for every producer, and what must be loaded while there are any left."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    fence.barrier()
 
 
 class Collector:
@@ -69,9 +80,11 @@ class Collector:
             RingReader(segment.view, segment.words, segment.geometry, index)
             for index in range(segment.geometry.producers)
         ]
+        _prepare_for_many()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup = open_wakeup(segment, create=True)
         self._next_tick = time.monotonic_ns()
+        self._next_sweep = self._next_tick + _SWEEP_NS
         self._death_allowed = 0
         self._last_alive = time.monotonic()
         self._ever_attached = False
@@ -109,6 +122,8 @@ class Collector:
     def handle_signals(self) -> None:
         """Let SIGTERM and SIGINT stop the loop; from the main thread."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        # Whoever launched us may have had them blocked.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
 
@@ -126,8 +141,12 @@ class Collector:
             if fd not in pending:
                 poll.register(fd, select.POLLIN)
         seconds = max(0.0, (self._next_tick - time.monotonic_ns()) / 1e9)
-        if self._deaths:
+        if any(death.cause is None for death in self._deaths):
             seconds = min(seconds, _STATUS_POLL_SECONDS)
+        elif self._deaths:
+            first = min(death.noticed_ns for death in self._deaths) + _COALESCE_NS
+            due = max(first, self._death_allowed)
+            seconds = min(seconds, max(0.0, (due - time.monotonic_ns()) / 1e9))
         poll.poll(seconds * 1000)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):
@@ -155,6 +174,9 @@ class Collector:
             self._next_tick = now + _TICK_NS
             ledger.advance(self.segment)
             self.segment.set_word("heartbeat_ns", now)
+            if now >= self._next_sweep:
+                self._next_sweep = now + _SWEEP_NS
+                store.sweep(self.settings.directory)
         self._serve()
         self._take_death_snapshot()
 
@@ -278,7 +300,7 @@ class Collector:
                 stop=bool if last else lambda: self.stopping,
             ),
         )
-        self.segment.set_word("snapshots", self.segment.word("snapshots") + 1)
+        self.segment.bump("snapshots")
         if names is None:
             self.snapshots.append(path)
             if trigger == "death":
@@ -359,9 +381,9 @@ class Collector:
                 )
             elif segment.linked():
                 naming.remove(self.settings.name, self.settings.path)
+                remove_wakeup(segment)
         for request in requests.pending(segment):
             requests.answer(segment, request, "the recording has been stopped", Status.FAILED)
-        remove_wakeup(segment)
         return True
 
     def _somebody(self) -> bool:

@@ -14,6 +14,7 @@ __all__ = [
     "DamagedFileError",
     "EngineError",
     "LayoutMismatchError",
+    "LockedError",
     "NoSuchRecordingError",
     "NoSuchSnapshotError",
     "NotStartedError",
@@ -60,6 +61,10 @@ class UnfinishedSegmentError(LayoutMismatchError):
 
 class WrongOwnerError(SegmentError):
     """The segment belongs to another user, or others may open it."""
+
+
+class LockedError(SegmentError):
+    """Another process has held the segment's lock for too long."""
 
 
 class SpaceError(SegmentError):

@@ -27,11 +27,12 @@ def _membarrier(command: int) -> bool:
     if number is None:
         return False
     # Imported here: a process that only imports shmrec should not pay for ctypes.
-    import ctypes
-
     try:
+        import ctypes
+
         call = ctypes.CDLL(None, use_errno=True).syscall
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, ImportError):
+        # No such call, or no descriptor left to load ctypes with.
         return False
     call.restype = ctypes.c_long
     return bool(call(ctypes.c_long(number), ctypes.c_int(command), 0, 0) == 0)

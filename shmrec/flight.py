@@ -9,6 +9,8 @@ every snapshot.
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import re
 import sys
@@ -16,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from shmrec import layout, recorder, requests, store
+from shmrec import layout, process, recorder, requests, store
 from shmrec.errors import (
     AlreadyStartedError,
     NotStartedError,
@@ -64,13 +66,15 @@ class FlightRecorder:
         self.set_period(period)
         layout.Geometry.of(size, max_producers)
         self._producers = max_producers
-        self._lock = threading.Lock()
+        # Recursive: a signal handler may stop what its own thread is using.
+        self._lock = threading.RLock()
+        self._collector = 0, 0
         self._segment: Segment | None = None
         self._wakeup: Any = None
         self._recorder: Recorder | None = None
         self._environment: dict[str, str | None] = {}
         self._pid = 0
-        self._users = 0
+        self._users: list[int] = []
         self._idle = threading.Condition(self._lock)
 
     def set_size(self, size: int) -> None:
@@ -103,7 +107,7 @@ class FlightRecorder:
                 raise AlreadyStartedError(
                     f"flight recorder {self.name!r} is running: stop it before starting it again"
                 )
-            start_collector(
+            collector = start_collector(
                 self.name,
                 directory=self._directory,
                 size=self._size,
@@ -112,12 +116,12 @@ class FlightRecorder:
                 path=self._path,
                 linger=_LINGER_SECONDS,
             )
-            segment = open_segment(self.name, self._path)
+            self._collector = collector, process.start_ticks(collector)
             try:
+                segment = open_segment(self.name, self._path)
                 self._recorder = self._attach()
             except BaseException:
-                stop_collector(segment)
-                segment.close()
+                stop_collector(*self._collector)
                 raise
             self._wakeup = open_wakeup(segment)
             self._segment, self._pid = segment, os.getpid()
@@ -154,7 +158,7 @@ class FlightRecorder:
             if not self.enabled:
                 raise self._not_started("stop")
             segment, self._segment = self._segment, None
-            while self._users:
+            while set(self._users) - {threading.get_ident()}:
                 self._idle.wait()
             assert segment is not None
             if self._recorder is not None:
@@ -162,7 +166,7 @@ class FlightRecorder:
             for variable, value in self._environment.items():
                 _set_environment(variable, value)
             try:
-                stop_collector(segment)
+                stop_collector(*self._collector)
             finally:
                 self._wakeup = self._recorder = None
                 segment.close()
@@ -182,7 +186,8 @@ class FlightRecorder:
                 reason="write_to",
                 timeout=SNAPSHOT_SECONDS,
             )
-            with store.take_transfer(Path(path)) as source:
+            directory = self._directory or store.default_directory()
+            with store.take_transfer(Path(path), directory) as source:
                 return _copy(source, file)
 
     def snapshot(self, reason: str = "") -> Path:
@@ -203,13 +208,18 @@ class FlightRecorder:
         with self._lock:
             if not self.enabled:
                 raise self._not_started(what)
-            self._users += 1
+            self._users.append(threading.get_ident())
             segment = self._segment
         try:
             yield segment
+        except ValueError as error:
+            # The mapping has gone: a signal handler of this thread stopped the recorder.
+            if self._segment is segment:
+                raise
+            raise self._not_started(what) from error
         finally:
             with self._lock:
-                self._users -= 1
+                self._users.remove(threading.get_ident())
                 self._idle.notify_all()
 
     def _not_started(self, what: str) -> NotStartedError:
@@ -234,6 +244,8 @@ def _copy(source: IO[bytes], file: SupportsWrite[bytes]) -> int:
             # An unbuffered file may take less than it is given.
             taken = file.write(left)
             count = taken if isinstance(taken, int) else len(left)
+            if count <= 0 or (taken is None and isinstance(file, io.RawIOBase)):
+                raise BlockingIOError(errno.EAGAIN, "the file takes no more", total)
             total += count
             left = left[count:]
     return total

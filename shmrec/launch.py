@@ -18,7 +18,6 @@ from typing import Final
 
 from shmrec import process
 from shmrec.errors import CollectorError, CollectorRunningError
-from shmrec.segment import Segment
 
 __all__ = ["start_collector", "stop_collector"]
 
@@ -101,14 +100,14 @@ def _first_line(fd: int, deadline: float) -> str:
     return said.decode("utf-8", "replace").strip()
 
 
-def stop_collector(segment: Segment, *, timeout: float = 10.0) -> None:
-    """Stop the recording's collector in order and wait until it has gone.
+def stop_collector(pid: int, started: int, *, timeout: float = 10.0) -> None:
+    """Stop the collector that `start_collector` gave, and wait until it has gone.
 
-    Raises `CollectorError` if it does not go; does nothing if there is none.
+    Its pid and start time must be known from there, not from shared memory, where somebody
+    may have written those of a process that is none of ours. Raises `CollectorError` if it
+    does not go; does nothing if it has gone already.
     """
-    pid = segment.collector()
-    started = segment.word("collector_start")
-    if pid is None:
+    if not process.alive(pid, started):
         return
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)

@@ -8,20 +8,16 @@ else in the segment tells when nobody recorded anything for a while.
 from __future__ import annotations
 
 import time
-from typing import Final
 
 from shmrec.layout import CONTROL, LEDGER, WORD
-from shmrec.segment import Segment
+from shmrec.segment import PLAUSIBLE, Segment
 
 __all__ = ["advance", "ends"]
-
-# What somebody scribbled there must not make the next store fail.
-_PLAUSIBLE: Final = (1 << 62) - 1
 
 
 def advance(segment: Segment) -> int:
     """Begin the next generation; the number of the one that was. Only the collector may."""
-    old = segment.word("generation") & _PLAUSIBLE
+    old = segment.word("generation") & PLAUSIBLE
     base = CONTROL["ledger"] // WORD + (old + 1) % LEDGER * 2
     # The time first: a reader that finds the number finds its time too.
     segment.words[base] = 0

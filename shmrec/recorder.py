@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import sys
@@ -28,9 +29,9 @@ from typing import Any, Final, ParamSpec, TypeVar, overload
 
 from shmrec import _engine, events, requests
 from shmrec.claim import claim, set_label
-from shmrec.errors import NoSuchRecordingError, ShmrecError
-from shmrec.layout import ENTRY, EntryState, Verb
-from shmrec.segment import Segment, open_segment
+from shmrec.errors import LockedError, NoSuchRecordingError, ShmrecError
+from shmrec.layout import ENTRY, EntryState, SegmentState, Verb
+from shmrec.segment import LOCK_SECONDS, Segment, open_segment
 from shmrec.values import bounded_text
 from shmrec.wakeup import open_wakeup, wake
 
@@ -40,6 +41,8 @@ ENVIRONMENT: Final = "SHMREC_RECORDING"
 ENVIRONMENT_PATH: Final = "SHMREC_PATH"
 SNAPSHOT_SECONDS: Final = 30.0
 _FRAMES_LIMIT: Final = 16
+_REJOIN_SECONDS: Final = 0.05
+_RETRY_SECONDS: Final = 1.0
 _GENERATOR: Final = 0x20
 _COROUTINE: Final = 0x80
 _ASYNC_GENERATOR: Final = 0x200
@@ -77,6 +80,7 @@ class Recorder:
         self._index = -1
         self._pid = 0
         self._warned = False
+        self._retry_at = 0.0
         self._lock: Any = RLock()
         self.instant = self._engine.instant
         self.begin = self._engine.begin
@@ -101,6 +105,12 @@ class Recorder:
         """Record an exception: its type, message, and where it was raised."""
         if not self._engine.bound and self._segment is None:
             return
+        try:
+            self._exception(exc, args)
+        except Exception:
+            self._engine.lose("unencodable")
+
+    def _exception(self, exc: BaseException, args: dict[str, Any]) -> None:
         import traceback
 
         kind = type(exc)
@@ -151,8 +161,20 @@ class Recorder:
 
             async def traced_call(*args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
                 with span(title):
-                    async for item in function(*args, **kwargs):
-                        yield item
+                    generator = function(*args, **kwargs)
+                    try:
+                        item = await anext(generator)
+                        while True:
+                            try:
+                                sent = yield item
+                            except Exception as error:
+                                item = await generator.athrow(error)
+                            else:
+                                item = await generator.asend(sent)
+                    except StopAsyncIteration:
+                        return
+                    finally:
+                        await generator.aclose()
 
         elif flags & _GENERATOR:
 
@@ -192,10 +214,11 @@ class Recorder:
             segment, self._segment = self._segment, None
             if segment is None:
                 return
+            index, self._index = self._index, -1
             ours = self._pid == os.getpid() and self._engine.bound
             free = self._engine.unbind()
             if ours:
-                entry = segment.geometry.entry(self._index)
+                entry = segment.geometry.entry(index)
                 segment.words[ENTRY.word("detached_ns", entry)] = time.monotonic_ns()
                 segment.words[ENTRY.word("state", entry)] = EntryState.DETACHED
                 wake(self._wakeup)
@@ -206,6 +229,13 @@ class Recorder:
                 segment.close()
 
     # Joining.
+
+    def over(self) -> bool:
+        """Whether its recording has ended, or another one took its name."""
+        segment = self._segment
+        return segment is not None and (
+            segment.state == SegmentState.CLOSED or not segment.linked()
+        )
 
     def join(self, segment: Segment, label: str) -> None:
         """Take a ring of `segment`, which this recorder then owns.
@@ -244,9 +274,14 @@ class Recorder:
                 return False
             # Where C code forked behind Python's back, nothing has been forgotten yet.
             self._engine.forget()
+            if time.monotonic() < self._retry_at:
+                return False
             try:
-                self._claim(segment)
-            except ShmrecError as error:
+                self._claim(segment, timeout=_REJOIN_SECONDS)
+            except LockedError:
+                self._retry_at = time.monotonic() + _RETRY_SECONDS
+                return False
+            except (ShmrecError, OSError) as error:
                 self._give_up(f"this forked process is not recorded: {error}")
                 return False
         _at_exit(self)
@@ -260,10 +295,16 @@ class Recorder:
     def _warn(self, message: str) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(f"shmrec: {message}", RuntimeWarning, stacklevel=4)
+            # A filter may make it an error, which must not come out of a recording call.
+            with contextlib.suppress(Warning):
+                warnings.warn(f"shmrec: {message}", RuntimeWarning, stacklevel=4)
 
-    def _claim(self, segment: Segment) -> None:
-        self._index = claim(segment, self._engine, self.engine, self._label)
+    def _claim(self, segment: Segment, *, timeout: float = LOCK_SECONDS) -> None:
+        held = [each._index for each in _recorders if each.recording == segment.name]
+        held = [index for index in held if index >= 0 and index != self._index]
+        self._index = claim(
+            segment, self._engine, self.engine, self._label, held=held, timeout=timeout
+        )
         self._pid = os.getpid()
         wake(self._wakeup)
 
@@ -313,9 +354,12 @@ def attach(name: str | None = None, *, label: str = "", required: bool = False) 
     another layout): with `required` raises that `ShmrecError`; otherwise warns once, and the
     recorder returned records nothing.
     """
-    path = os.environ.get(ENVIRONMENT_PATH) or None if name is None else None
-    wanted = os.environ.get(ENVIRONMENT, "") if name is None else name
+    exported = os.environ.get(ENVIRONMENT, "")
+    wanted = exported if name is None else name
+    path = (os.environ.get(ENVIRONMENT_PATH) or None) if wanted == exported else None
     for known in list(_recorders):
+        if known._segment is not None and known.over():
+            known.detach()
         if known._segment is not None and known.recording == wanted:
             if label or not known.attached:
                 known.relabel(label or known._label)
@@ -333,7 +377,7 @@ def attach(name: str | None = None, *, label: str = "", required: bool = False) 
         except BaseException:
             segment.close()
             raise
-    except ShmrecError as error:
+    except (ShmrecError, OSError) as error:
         if required:
             raise
         warnings.warn(f"shmrec: not recording: {error}", RuntimeWarning, stacklevel=2)

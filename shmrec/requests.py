@@ -16,13 +16,14 @@ from typing import Any, Final, NamedTuple
 from shmrec import process
 from shmrec.errors import CollectorError, RequestFailedError, SnapshotActiveError
 from shmrec.layout import ANSWER_BYTES, REASON_BYTES, REQUEST, REQUESTS, WORD, Status, Verb
-from shmrec.segment import Segment
+from shmrec.segment import PLAUSIBLE, Segment
 from shmrec.wakeup import wake
 
 __all__ = ["Request", "answer", "ask", "pending", "tell"]
 
 _POLL_FIRST_SECONDS: Final = 0.0005
 _POLL_LAST_SECONDS: Final = 0.02
+_LOCK_SECONDS: Final = 2.0
 
 
 class Request(NamedTuple):
@@ -49,7 +50,7 @@ def _claim(
 ) -> tuple[int, int] | None:
     """A slot and ticket, published; None if all are in use."""
     raw = reason.encode("utf-8", "replace")[:REASON_BYTES]
-    with segment.locked():
+    with segment.locked(_LOCK_SECONDS):
         for slot in range(REQUESTS):
             words, base = _words(segment, slot)
             asked = words[base + _word("asked")]
@@ -69,7 +70,7 @@ def _claim(
             where = REQUEST.bytes_at("reason", base * WORD)
             segment.view[where.start : where.start + len(raw)] = raw
             # A ticket of the clock: unique even where a scribbler reset the words.
-            ticket = max(asked + 1, time.monotonic_ns())
+            ticket = max((asked & PLAUSIBLE) + 1, time.monotonic_ns())
             words[base + _word("released")] = asked
             words[base + _word("asked")] = ticket
             return slot, ticket
@@ -95,7 +96,7 @@ def ask(
     *,
     reason: str = "",
     timeout: float,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] | None = None,
 ) -> str:
     """Ask and wait for the answer, at most `timeout` seconds.
 
@@ -135,7 +136,8 @@ def ask(
                 raise CollectorError(
                     f"the collector of {segment.name!r} did not answer within {timeout:g} s"
                 )
-            sleep(pause)
+            # Looked up now: gevent may have replaced it since.
+            (sleep or time.sleep)(pause)
             pause = min(2 * pause, _POLL_LAST_SECONDS)
         status = words[base + _word("status")]
         size = min(words[base + _word("answer_size")], ANSWER_BYTES)

@@ -29,6 +29,7 @@ import posix_ipc
 from shmrec import layout, process
 from shmrec.errors import (
     LayoutMismatchError,
+    LockedError,
     NoSuchRecordingError,
     SegmentError,
     SpaceError,
@@ -47,6 +48,8 @@ __all__ = [
 _READY_SECONDS: Final = 1.0
 HEARTBEAT_NS: Final = 10_000_000_000
 """A collector that has not ticked for so long does not serve any more."""
+PLAUSIBLE: Final = (1 << 62) - 1
+"""A mask that leaves room to add to a word."""
 LOCK_SECONDS: Final = 10.0
 _LOCK_POLL_SECONDS: Final = 0.001
 
@@ -74,6 +77,7 @@ class Segment:
         self.name: Final = name
         self.path: Final = path
         self.fd: int = fd
+        self._holder = 0
         self.writable: Final = writable
         self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, access)
         self.view = memoryview(self._map)
@@ -87,6 +91,10 @@ class Segment:
     def set_word(self, name: str, value: int) -> None:
         """Store one of the control block's words; only its writing side may."""
         self.words[CONTROL.word(name)] = value
+
+    def bump(self, name: str) -> None:
+        """Add one to a counter, whatever somebody may have scribbled there."""
+        self.set_word(name, (self.word(name) & PLAUSIBLE) + 1)
 
     def field(self, name: str) -> bytes:
         """The bytes of one of the control block's fields."""
@@ -141,24 +149,35 @@ class Segment:
         the others. Raises `SegmentError` when it is over.
         """
         with _closing:
-            deadline = time.monotonic() + timeout
-            while True:
-                try:
-                    fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError as error:
-                    if error.errno not in (errno.EACCES, errno.EAGAIN):
-                        raise
-                if time.monotonic() > deadline:
-                    raise SegmentError(
-                        f"recording {self.name!r} has been locked by another process for "
-                        f"{timeout:g} s: is one of its processes stopped?"
-                    )
-                time.sleep(_LOCK_POLL_SECONDS)
+            # A signal handler may come here while this very thread holds the lock.
+            nested = self._holder == os.getpid()
             try:
+                # Acquired in here, for a signal handler may raise as the call returns;
+                # releasing what was not acquired is harmless.
+                if not nested:
+                    self._acquire(timeout)
+                    self._holder = os.getpid()
                 yield
             finally:
-                fcntl.lockf(self.fd, fcntl.LOCK_UN)
+                if not nested:
+                    self._holder = 0
+                    fcntl.lockf(self.fd, fcntl.LOCK_UN)
+
+    def _acquire(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise
+            if time.monotonic() > deadline:
+                raise LockedError(
+                    f"recording {self.name!r} has been locked by another process for "
+                    f"{timeout:g} s: is one of its processes stopped?"
+                )
+            time.sleep(_LOCK_POLL_SECONDS)
 
     def reserve(self, offset: int, size: int) -> None:
         """Give the range real pages now; raises `SpaceError` instead of a later SIGBUS."""
@@ -348,8 +367,11 @@ def open_segment(name: str, path: str | None = None, *, writable: bool = True) -
         try:
             whole = os.fstat(fd).st_size >= CONTROL.size
             segment = Segment(name, path, fd, writable) if whole else None
-        except (OSError, ValueError):
-            # The creator may be between its open and its ftruncate, or have died there.
+        except OSError as error:
+            os.close(fd)
+            raise SegmentError(f"cannot map recording {name!r}: {error.strerror}") from error
+        except ValueError:
+            # Nothing to map: its creator is at it, or died between open and ftruncate.
             segment = None
         if segment is not None and segment.word("magic"):
             break

@@ -45,6 +45,9 @@ _LENGTH: Final = struct.Struct("<I")
 _MARKER: Final = _LENGTH.pack(layout.FRAME_MARKER)
 _SEARCH_BYTES: Final = 1 << 16
 _NOTES_LIMIT: Final = 100
+_ITEMS_LIMIT: Final = 1 << 16
+_WASTE: Final = 4
+"""Bytes spent on checksums of what is no frame, as a multiple of the file's size."""
 _VALUE_ERRORS: Final = (ValueError, TypeError, LookupError, msgpack.UnpackException)
 
 
@@ -235,6 +238,8 @@ class Snapshot:
             index, number, generation, start_ns, first, count, flags = value[1:8]
             if not all(type(v) is int for v in value[1:8]) or type(value[8]) is not bytes:
                 raise ValueError("a batch's fields have wrong types")
+            if len(value[8]) > layout.SLOT_SIZE:
+                raise ValueError("a batch is larger than a slot")
             where = _Where(offset, len(packed), number, generation, start_ns, first, count, flags)
             self._batches.setdefault(index, []).append(where)
         elif kind == Frame.PRODUCER:
@@ -297,7 +302,13 @@ class Snapshot:
 
 
 def _unpack(packed: bytes) -> Any:
-    return msgpack.unpackb(packed, strict_map_key=False, unicode_errors="replace")
+    return msgpack.unpackb(
+        packed,
+        max_array_len=_ITEMS_LIMIT,
+        max_map_len=_ITEMS_LIMIT,
+        strict_map_key=False,
+        unicode_errors="replace",
+    )
 
 
 def _time(event: Event) -> int:
@@ -307,6 +318,7 @@ def _time(event: Event) -> int:
 def _frames(file: IO[bytes], size: int, note: Any) -> Iterator[tuple[int, bytes]]:
     """The values of all intact frames with their offsets; damage is told to `note`."""
     at = len(layout.FILE_MAGIC)
+    patience = _WASTE * size
     while at < size:
         file.seek(at)
         raw = file.read(_HEADER.size)
@@ -326,6 +338,10 @@ def _frames(file: IO[bytes], size: int, note: Any) -> Iterator[tuple[int, bytes]
                 at += _HEADER.size + length
                 continue
             wrong = "its checksum is wrong"
+            patience -= length
+            if patience < 0:
+                note(f"frame at byte {at}: nothing but damage from here on")
+                return
         note(f"frame at byte {at}: {wrong}")
         at = _next_marker(file, at + 1, size)
 

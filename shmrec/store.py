@@ -192,13 +192,14 @@ def hidden_names() -> Iterator[str]:
         yield f"{HIDDEN_PREFIX}{os.urandom(8).hex()}.transfer"
 
 
-def take_transfer(path: Path) -> IO[bytes]:
+def take_transfer(path: Path, directory: Path | None = None) -> IO[bytes]:
     """Open a file that was handed over, and remove its name.
 
-    The path came through shared memory: only what such a file looks like is opened, let alone
-    removed; `SnapshotWriteError` for anything else.
+    The path came through shared memory: only what such a file looks like, in `directory` if
+    that is known, is opened, let alone removed; `SnapshotWriteError` for anything else.
     """
-    if _TRANSFER.match(path.name) is None or not path.is_absolute():
+    elsewhere = directory is not None and path.parent != directory.absolute()
+    if _TRANSFER.match(path.name) is None or not path.is_absolute() or elsewhere:
         raise SnapshotWriteError(f"{str(path)[:200]!r} is not a snapshot that was handed over")
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
     os.unlink(path)

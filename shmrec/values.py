@@ -8,6 +8,7 @@ says so. The result is always of exact builtin types and packs to a bounded size
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, Final
 
 __all__ = ["bounded", "bounded_text", "one_bounded"]
@@ -20,6 +21,7 @@ DEPTH_LIMIT: Final = 4
 NODES_LIMIT: Final = 128
 """Values in one argument, counted through all its containers."""
 _MORE: Final = "…"
+_CONTAINERS: Final[tuple[Any, ...]] = (dict, list, tuple, set, frozenset, deque)
 _INT_MAX: Final = (1 << 64) - 1
 _INT_MIN: Final = -(1 << 63)
 
@@ -74,28 +76,31 @@ class _Bounding:
         kind = type(value)
         if kind is bytes or kind is bytearray:
             return bytes(value[:TEXT_LIMIT])  # type: ignore[index]
-        if kind in (list, tuple, set, frozenset, dict):
-            if depth >= DEPTH_LIMIT or self.nodes <= 0:
-                return f"<{kind.__name__} of {len(value)}>"  # type: ignore[arg-type]
-            if kind is dict:
-                return self.mapping(value, depth + 1)  # type: ignore[arg-type]
-            return self.sequence(value, depth + 1)
+        for container in _CONTAINERS:
+            # Subclasses too: the repr of a large one is as long as itself.
+            if isinstance(value, container):
+                count: int = container.__len__(value)
+                if depth >= DEPTH_LIMIT or self.nodes <= 0:
+                    return f"<{container.__name__} of {count}>"
+                if container is dict:
+                    return self.mapping(value, depth + 1)
+                return self.sequence(container.__iter__(value), count, depth + 1)
         return _represent(value)
 
-    def sequence(self, value: Any, depth: int) -> list[Any]:
+    def sequence(self, items: Any, count: int, depth: int) -> list[Any]:
         result: list[Any] = []
-        for item in value:
+        for item in items:
             if len(result) >= ITEMS_LIMIT or self.nodes <= 0:
-                result.append(f"{_MORE} {len(value) - len(result)} more")
+                result.append(f"{_MORE} {count - len(result)} more")
                 break
             result.append(self.value(item, depth))
         return result
 
     def mapping(self, value: dict[Any, Any], depth: int) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        for key, item in value.items():
+        for key, item in dict.items(value):
             if len(result) >= ITEMS_LIMIT or self.nodes <= 0:
-                result[_MORE] = f"{len(value) - len(result)} more"
+                result[_MORE] = f"{dict.__len__(value) - len(result)} more"
                 break
             name = bounded_text(key if isinstance(key, str) else _represent(key), 64)
             result[name] = self.value(item, depth)

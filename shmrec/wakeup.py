@@ -35,7 +35,9 @@ def remove_wakeup(segment: Segment) -> None:
 
 
 def _wakeup_name(segment: Segment) -> str:
-    return f"/{layout.NAME_PREFIX}{segment.field('run_id').hex()[:16]}"
+    # By name, so that the next collector of that name takes over one that was left behind.
+    called = segment.name if segment.path is None else segment.field("run_id").hex()[:16]
+    return f"/{layout.NAME_PREFIX}{called}"
 
 
 def wake(wakeup: Any) -> None:

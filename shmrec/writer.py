@@ -130,9 +130,10 @@ class Writer(OpenBatch):
         self._guard = memoryview(self._guard_page).cast("Q")
         self._next_span = 0
         self._inherited = 0
-        self._reset()
+        self._renew()
 
-    def _reset(self) -> None:
+    def _renew(self) -> None:
+        """A lock of our own and nothing known: at the start, and in a forked child."""
         self._lock: Any = _RLock()
         self._acquire: Callable[[], bool] = self._lock.acquire
         self._release: Callable[[], None] = self._lock.release
@@ -155,9 +156,12 @@ class Writer(OpenBatch):
 
         The caller owns the entry (state CLAIMING) and has reserved the ring's pages.
         """
-        self._reset()
-        self._place_ring(view, words, entry, ring, slot_size, slots)
-        self._guard[0] = 1
+        with self._lock:
+            # Who waits for the lock now must find it the same one afterwards.
+            self._deferred.clear()
+            self._close_batch()
+            self._place_ring(view, words, entry, ring, slot_size, slots)
+            self._guard[0] = 1
 
     def unbind(self) -> bool:
         """Seal the batch and let go of the ring; calls do nothing from now on.
@@ -179,7 +183,7 @@ class Writer(OpenBatch):
         """In a forked child: the ring is the parent's, and so are lock and open spans."""
         self._guard[0] = 0
         self._inherited = self._next_span
-        self._reset()
+        self._renew()
 
     @property
     def bound(self) -> bool:
@@ -213,21 +217,27 @@ class Writer(OpenBatch):
 
     def end(self, span: int, /, **args: Any) -> None:
         """End the span that `begin` gave; one that is not open is counted, not raised."""
-        if type(span) is int and span <= self._inherited:
+        if type(span) is not int:
+            self.lose("unmatched")
+            return
+        if span <= self._inherited:
             # Of a writer that recorded nothing, or begun by the parent before a fork.
             return
         if not self._guard[0] and not self._revived():
             return
         packed = self._arguments(args) if args else b""
-        try:
-            opened = self._open.get(span)
-        except TypeError:
-            opened = None
-        if opened is None:
-            self.lose("unmatched")
-            return
+        opened = self._open.get(span)
+        if opened is not None:
+            name, since = opened[0], opened[1]
+        else:
+            # Begun inside another record, its begin is still queued, and so will be its end.
+            queued = [record for record in self._deferred if record[4] == span]
+            if not queued:
+                self.lose("unmatched")
+                return
+            name, since = queued[0][1], self._clock()
         prefix = _END_ARGS if args else _END
-        self._append(prefix, opened[0], _pack(span) + packed, opened[1], -span)
+        self._append(prefix, name, _pack(span) + packed, since, -span)
 
     def span(self, name: str, /, **args: Any) -> Span | Nowhere:
         """A context manager that begins a span at entry and ends it at exit."""
@@ -331,7 +341,8 @@ class Writer(OpenBatch):
                 return
             self._busy = True
             words = self._words
-            words[self._w_writing] = self._writing + 1
+            w_writing = self._w_writing
+            words[w_writing] = self._writing + 1
             try:
                 generation = words[self._w_generation]
                 clock = self._clock
@@ -376,15 +387,18 @@ class Writer(OpenBatch):
                     raise
                 self._lost("no_memory")
             finally:
-                self._writing = words[self._w_writing] = self._writing + 2
-                self._busy = False
+                # Not so in a child that a signal handler forked: the words are the parent's.
+                if self._busy:
+                    self._writing = words[w_writing] = self._writing + 2
+                    self._busy = False
             if self._deferred:
                 self._drain()
         finally:
-            try:  # noqa: SIM105 - entering suppress() costs as much as the lock
+            try:
                 release()
-            except RuntimeError:
-                pass
+            except RuntimeError as error:
+                if not error.args or not str(error.args[0]).startswith("cannot release"):
+                    raise
 
     def _defer(self, *record: Any) -> None:
         """Queue a record made inside another; lost and counted if the outer never returns."""

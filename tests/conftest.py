@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import posix_ipc
 import pytest
 
 import shmrec
@@ -19,7 +20,7 @@ from shmrec import naming, process, recorder, requests, segment
 from shmrec.errors import ShmrecError
 from shmrec.layout import Verb
 from shmrec.segment import open_segment
-from shmrec.wakeup import open_wakeup, remove_wakeup
+from shmrec.wakeup import open_wakeup
 
 WAIT_SECONDS = 30.0
 _numbers = itertools.count(1)
@@ -54,14 +55,16 @@ def end_recording(name: str) -> None:
         if pid is not None and pid != os.getpid():
             os.kill(pid, signal.SIGKILL)
             wait_until(lambda: not process.alive(pid, started))
-        remove_wakeup(left)
         left.close()
+    with contextlib.suppress(posix_ipc.Error):
+        posix_ipc.unlink_semaphore(f"/shmrec.{name}")
     naming.remove(name)
 
 
 def leftovers(name: str) -> list[str]:
     """What /dev/shm still holds of the recording."""
-    return [entry for entry in os.listdir("/dev/shm") if entry == f"shmrec.{name}"]
+    names = (f"shmrec.{name}", f"sem.shmrec.{name}")
+    return [entry for entry in os.listdir("/dev/shm") if entry in names]
 
 
 @pytest.fixture(autouse=True)

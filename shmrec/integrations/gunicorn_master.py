@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shmrec import layout, recorder, requests
+from shmrec import layout, process, recorder, requests
 from shmrec.errors import CollectorError, CollectorRunningError, NoSuchRecordingError, ShmrecError
 from shmrec.integrations.gunicorn_names import LABEL, choose, masters, others, parent, service_name
 from shmrec.launch import start_collector, stop_collector
@@ -68,6 +68,7 @@ class MasterRecording:
         self._wakeup: Any = None
         self._pid = 0
         self._ours = False
+        self._collector = 0, 0
         self._producers = layout.DEFAULT_PRODUCERS
         self._retry_at = 0.0
         self._snapshot_at = float("-inf")
@@ -122,7 +123,7 @@ class MasterRecording:
                 time.sleep(_PAUSE_SECONDS)
 
     def _start_collector(self, name: str) -> None:
-        start_collector(
+        pid = start_collector(
             name,
             directory=self.settings.directory,
             size=self.settings.size,
@@ -131,6 +132,7 @@ class MasterRecording:
             path=self._path,
             linger=self.settings.linger,
         )
+        self._collector = pid, process.start_ticks(pid)
 
     def _attach(self, name: str) -> None:
         exported = {ENVIRONMENT: name, ENVIRONMENT_PATH: self._path}
@@ -229,7 +231,8 @@ class MasterRecording:
             self.recorder.detach()
         with contextlib.closing(segment):
             if self._ours and not others(segment):
-                stop_collector(segment, timeout=_STOP_SECONDS)
+                # One that we joined ends by itself, when nobody is left.
+                stop_collector(*self._collector, timeout=_STOP_SECONDS)
 
     def _leave(self) -> None:
         segment, self._segment = self._segment, None
