@@ -15,7 +15,7 @@ import pytest
 import shmrec
 from shmrec import process, requests
 from shmrec.errors import CollectorRunningError, WrongOwnerError
-from shmrec.layout import ENTRY, SegmentState, Verb
+from shmrec.layout import CONTROL, ENTRY, SegmentState, Verb
 from shmrec.manifest import Producer
 from shmrec.segment import Segment, open_segment
 from shmrec.takeover import Settings, establish, recover
@@ -345,6 +345,48 @@ def test_everything_is_killed_and_recover_gives_the_same_snapshot(
     for then, now in zip(before.producers, after.producers, strict=True):
         assert (then.pid, then.label, then.open_spans) == (now.pid, now.label, now.open_spans)
         assert now.state == "dead"
+
+
+def test_recovering_late_keeps_what_recovering_at_once_would(
+    service: Callable[..., Service],
+    producer: Callable[[str], Script],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serving = service("--period", "30")
+    victim = producer("victim")
+    for n in range(3):
+        before = generation(serving.name)
+        wait_until(lambda known=before: generation(serving.name) > known)  # type: ignore[misc]
+        victim.say(f"shmrec.instant('round', n={n}); print('done', flush=True)")
+        assert victim.line() == "done"
+    serving.end(signal.SIGKILL)
+    victim.kill()
+    victim.wait()
+    with open_segment(serving.name, writable=False) as segment:
+        at_once = shmrec.read(recover(segment, tmp_path))
+        real, hour = time.monotonic_ns, 3_600_000_000_000
+        monkeypatch.setattr(time, "monotonic_ns", lambda: real() + hour)
+        late = shmrec.read(recover(segment, tmp_path))
+        monkeypatch.undo()
+    assert [event.args["n"] for event in at_once if event.name == "round"] == [0, 1, 2]
+    assert list(late) == list(at_once)
+    assert late.header.taken_mono_ns == at_once.header.taken_mono_ns
+
+
+def test_a_name_that_was_scribbled_into_the_memory_leads_nowhere(
+    service: Callable[..., Service], producer: Callable[[str], Script]
+) -> None:
+    serving = service()
+    producer("working")
+    with open_segment(serving.name) as segment:
+        evil = b"../../evil"
+        start = CONTROL.bytes_at("name").start
+        segment.view[start : start + 64] = evil.ljust(64, b"\0")
+    path = ask(serving.name)
+    assert path.parent == serving.directory
+    assert shmrec.read(path).header.recording == serving.name
+    serving.end()
 
 
 def test_a_stale_segment_is_recovered_before_it_is_replaced(

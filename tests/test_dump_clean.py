@@ -53,7 +53,7 @@ def test_a_stale_recording_is_saved_first(recording_name: str, tmp_path: Path) -
     with a_scene(recording_name, tmp_path) as scene:
         with segment.open_segment(recording_name, writable=False) as opened:
             scene.kill_everything(opened.word("collector_pid"))
-            semaphore = f"sem.shmrec.{opened.field('run_id').hex()[:16]}"
+            semaphore = f"sem.shmrec.{opened.name}"
             wait_until(lambda: not any(process.alive(pid, 0) for pid in scene.workers))
         assert os.path.exists(f"/dev/shm/{semaphore}")
         arguments = ("clean", recording_name, "--dir", tmp_path)

@@ -209,6 +209,29 @@ def test_a_recording_that_ends_is_noticed_and_costs_nothing_further(
     assert other.wait() == 0
 
 
+def test_attaching_after_the_recording_was_started_again_joins_the_new_one(
+    recording_name: str, tmp_path: Path, script: Callable[..., Script]
+) -> None:
+    made = shmrec.FlightRecorder(recording_name, directory=tmp_path)
+    made.start()
+    other = script(
+        "import sys, shmrec\n"
+        "for name in sys.stdin:\n"
+        "    shmrec.attach(sys.argv[1], required=True)\n"
+        "    shmrec.instant(name.strip())\n"
+        "    print('ready', flush=True)\n",
+        made.name,
+    )
+    other.say("first")
+    assert other.line() == "ready"
+    made.stop()
+    made.start()
+    other.say("second")
+    assert other.line() == "ready"
+    assert recorded(made) == [(other.pid, "second")]
+    made.stop()
+
+
 # What the calls record.
 
 
@@ -229,6 +252,7 @@ def test_an_exception_is_recorded_with_its_message_and_origin(
     except ValueError as error:
         rec.exception(error, order=7)
     rec.exception(Unprintable())
+    rec.exception(None)  # type: ignore[arg-type]
     first, second = shmrec.read(flight.snapshot())
     assert (first.kind, first.name) == ("exception", "ValueError")
     assert first.args["order"] == 7
@@ -342,6 +366,23 @@ def test_leaving_the_parents_span_in_the_child_ends_nothing(
     losses = {p.pid: p.losses["unmatched"] for p in snapshot.producers}
     assert losses[pid] == 0
     rec.detach()
+
+
+def test_a_warning_made_an_error_does_not_come_out_of_a_recording_call(
+    recording_name: str, tmp_path: Path
+) -> None:
+    made = shmrec.FlightRecorder(recording_name, directory=tmp_path, max_producers=2)
+    made.start()
+    source = (
+        "import os, sys, shmrec\n"
+        "shmrec.attach(sys.argv[1], required=True)\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    shmrec.instant('no ring is left'); os._exit(0)\n"
+        "print(os.waitpid(pid, 0)[1])\n"
+    )
+    assert run(source, made.name) == "0\n"
+    made.stop()
 
 
 def test_a_fork_from_a_thread_while_others_record(flight: shmrec.FlightRecorder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -175,6 +176,44 @@ def test_the_lock_excludes_other_processes_and_dies_with_its_holder(
     holder.wait()
     with made.locked():
         pass
+
+
+def test_an_exception_from_a_signal_handler_does_not_keep_the_lock(
+    made: Segment, script: Callable[..., Script]
+) -> None:
+    class Alarm(Exception):
+        pass
+
+    armed = False
+
+    def handler(*_: object) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            raise Alarm
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+    interrupted = 0
+    try:
+        while interrupted < 200:
+            try:
+                armed = True
+                with made.locked():
+                    pass
+                armed = False
+            except Alarm:
+                interrupted += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    other = script(
+        "import sys\n"
+        "from shmrec.segment import open_segment\n"
+        "with open_segment(sys.argv[1]).locked(1.0): print('locked', flush=True)\n",
+        made.name,
+    )
+    assert other.line() == "locked"
 
 
 def test_the_lock_excludes_a_forked_child_on_the_inherited_descriptor(made: Segment) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -105,8 +106,11 @@ def test_ending_what_is_not_open_is_counted_and_not_raised(arena: Arena) -> None
     writer.end(999)
     writer.end("nonsense")  # type: ignore[arg-type]
     writer.end([])  # type: ignore[arg-type]
+    other = writer.begin("other")
+    writer.end(float(other))  # type: ignore[arg-type]
     writer.end(0)
-    assert losses(arena) == {"unmatched": 4}
+    assert losses(arena) == {"unmatched": 5}
+    assert [event.kind for event in events_in(arena.reader())] == ["begin", "end", "begin"]
 
 
 def test_counters_take_numbers_and_bounded_forms_of_all_else(arena: Arena) -> None:
@@ -190,6 +194,8 @@ class Liar:
         ((1, "a", None), lambda v: v == [1, "a", None]),
         ({1: {2: 3}}, lambda v: v == {"1": {"2": 3}}),
         ({1, 2}, lambda v: sorted(v) == [1, 2]),
+        (OrderedDict((n, n) for n in range(10**6)), lambda v: len(v) < 50),
+        (deque(range(10**6)), lambda v: v[:2] == [0, 1] and len(v) < 50),
         (recursive(), lambda v: v[0] == 1),
         (deep(), lambda v: str(v).count("[") <= DEPTH_LIMIT),
         (list(range(100_000)), lambda v: v[:3] == [0, 1, 2] and len(v) < 50),
@@ -384,6 +390,31 @@ def test_a_record_made_inside_another_follows_it(arena: Arena) -> None:
     assert [e.args["n"] for e in found if e.name == "outer"] == list(range(10))
     assert [e.args["n"] for e in found if e.name == "inner"] == nested == [0, 1, 2, 3, 4]
     assert not losses(arena)
+
+
+def test_a_span_made_inside_another_record_ends_too(arena: Arena) -> None:
+    made = 0
+
+    def step() -> None:
+        nonlocal made
+        if made < 5 and arena.word("writing") % 2:
+            made += 1
+            with writer.span("inner", n=made):
+                pass
+
+    writer = arena.writer(step)
+    for n in range(10):
+        writer.instant("outer", n=n)
+    found = [event for event in events_in(arena.reader()) if event.name == "inner"]
+    assert [event.kind for event in found] == ["begin", "end"] * 5
+    assert [found[i].span for i in range(0, 10, 2)] == [found[i].span for i in range(1, 10, 2)]
+    assert not losses(arena)
+    arena.set_generation(2)
+    writer.instant("later")
+    [last] = batches(arena.reader())[-1:]
+    decoded = decode(last.payload, start_ns=0, generation=2)
+    list(decoded)
+    assert not decoded.open
 
 
 def test_a_nested_record_whose_outer_never_returns_is_counted() -> None:

@@ -7,6 +7,7 @@ Runs in gunicorn's workers. ``/gate/NAME/STATUS`` says that it is in by making a
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 import time
@@ -19,6 +20,10 @@ import shmrec
 POLL_SECONDS = 0.005
 PATIENCE_SECONDS = 60.0
 
+
+# Loaded by the master when it preloads: a worker of another user may not be allowed to read
+# where the interpreter has it, and gunicorn needs it to seed the random numbers.
+assert hashlib.sha512
 
 shmrec.instant("application imported")
 
