@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 60.0
 
 # Loaded by the master when it preloads: a worker of another user may not be allowed to read
 # where the interpreter has it, and gunicorn needs it to seed the random numbers.
-assert hashlib.sha512
+hashlib.sha512()
 
 shmrec.instant("application imported")
 
