@@ -200,8 +200,9 @@ def oldest_kept(
 
 def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int, str]) -> Path:
     claimed = _claimed(_readers(segment))
+    scans = [reader.scan().heads for reader, _ in claimed]
     oldest = oldest_kept(
-        [reader.scan().heads for reader, _ in claimed],
+        scans,
         header.generation,
         ledger.ends(segment),
         size=order.size,
@@ -210,8 +211,8 @@ def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int
     )
     kept = {
         head.generation
-        for reader, _ in claimed
-        for head in reader.scan().heads
+        for heads in scans
+        for head in heads
         if oldest <= head.generation <= header.generation
     }
     header.generations = sorted(kept)

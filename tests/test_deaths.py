@@ -1,0 +1,126 @@
+"""Noticing deaths and learning their causes, from every source."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from shmrec import process
+from shmrec.deaths import Watcher, cause_of_status, signal_name
+
+from .conftest import wait_until
+
+WAITING = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def watcher() -> Iterator[Watcher]:
+    made = Watcher()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(WAITING) as made:
+        yield made
+        made.kill()
+
+
+def without(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, name, refuse)
+
+
+@pytest.mark.parametrize("pidfds", [True, False])
+def test_a_killed_process_is_noticed_as_a_zombie_and_after_reaping(
+    watcher: Watcher,
+    child: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    pidfds: bool,
+) -> None:
+    if not pidfds:
+        without("pidfd_open", monkeypatch)
+    watched = watcher.watch(0, 1, child.pid, process.start_ticks(child.pid))
+    assert (watched.pidfd >= 0) is pidfds
+    assert not watcher.gone(watched)
+    child.kill()
+    wait_until(lambda: watcher.gone(watched))
+    found = watcher.cause(watched)
+    assert found is not None
+    assert (found.signal, found.exit_code) == (9, None)
+    child.wait()
+    assert watcher.gone(watched)
+
+
+def test_the_kernel_tells_the_status_of_a_reaped_process_where_it_can(
+    watcher: Watcher, child: subprocess.Popen[bytes]
+) -> None:
+    watched = watcher.watch(0, 1, child.pid, process.start_ticks(child.pid))
+    child.terminate()
+    child.wait()
+    found = watcher.cause(watched)
+    if found is not None:
+        assert (found.signal, found.source) == (15, "kernel (pidfd)")
+
+
+def test_without_the_kernels_word_a_hosts_word_counts_and_else_nothing_is_known(
+    watcher: Watcher, child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without("pidfd_open", monkeypatch)
+    watched = watcher.watch(0, 1, child.pid, process.start_ticks(child.pid))
+    child.kill()
+    child.wait()
+    assert watcher.cause(watched) is None
+    watcher.told(child.pid, 1 << 70)
+    watcher.told(child.pid, -1)
+    assert watcher.cause(watched) is None
+    watcher.told(child.pid, 9)
+    found = watcher.cause(watched)
+    assert found is not None
+    assert (found.signal, found.source) == (9, "host")
+
+
+def test_a_zombie_that_we_may_not_inspect_tells_no_exit_code(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without("pidfd_open", monkeypatch)
+
+    def forbidden(path: object) -> str:
+        raise PermissionError(path)
+
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as ending:
+        started = process.start_ticks(ending.pid)
+        wait_until(lambda: not process.alive(ending.pid, started))
+        watched = watcher.watch(0, 1, ending.pid, started)
+        told = watcher.cause(watched)
+        assert told is not None
+        assert told.exit_code == 0
+        monkeypatch.setattr(os, "readlink", forbidden)
+        assert watcher.cause(watched) is None
+
+
+def test_a_reused_pid_is_another_process(watcher: Watcher) -> None:
+    watched = watcher.watch(0, 1, os.getpid(), process.start_ticks(os.getpid()) + 1)
+    assert watcher.gone(watched)
+    assert watched.pidfd < 0
+
+
+def test_statuses_are_told_in_words() -> None:
+    assert cause_of_status(9, "x").text == "signal 9 (SIGKILL)"
+    assert cause_of_status(11 | 0x80, "x").text == "signal 11 (SIGSEGV), core dumped"
+    assert cause_of_status(3 << 8, "x").text == "exit code 3"
+    assert signal_name(signal.SIGTERM) == "SIGTERM"
+    assert signal_name(99) == "SIG99"
+
+
+def test_no_descriptor_left_is_no_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "stat", lambda pid: None)
+    assert process.alive(os.getpid(), 1)
