@@ -48,6 +48,7 @@ class Engine(Protocol):
         ring: int,
         slot_size: int,
         slots: int,
+        fenced: bool = True,
     ) -> None: ...
 
     def unbind(self) -> bool: ...

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEVELS = (
-    ("_version", "errors", "layout", "events"),
-    ("process", "fence", "values", "naming"),
+    ("_version", "errors", "events"),
+    ("layout", "values"),
+    ("process", "fence", "naming", "threads"),
     ("segment",),
     ("wakeup", "ledger", "batch", "decoder"),
     ("manifest",),
