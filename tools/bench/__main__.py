@@ -54,7 +54,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="few repeats, small cases: a smoke")
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the results there too; - for stdout, and no table"
+    )
     parser.add_argument("--verbose", action="store_true", help="say what the figures consist of")
     parser.add_argument(
         "--idle-seconds", type=float, metavar="S", help="how long to watch idle collectors"
@@ -99,15 +101,18 @@ def main() -> int:
                 print(f"measuring {name} ...", file=sys.stderr, flush=True)
                 results += measure(options)
     seconds = round(time.monotonic() - began, 1)
-    if given.json is not None:
-        whole = {
-            "machine": machine,
-            "quick": given.quick,
-            "seconds": seconds,
-            "results": [result.as_json() for result in results],
-        }
-        given.json.write_text(json.dumps(whole, indent=2) + "\n")
-    report.show(machine, results, seconds=seconds)
+    whole = {
+        "machine": machine,
+        "quick": given.quick,
+        "seconds": seconds,
+        "results": [result.as_json() for result in results],
+    }
+    if given.json == "-":
+        print(json.dumps(whole, indent=2))
+    else:
+        if given.json is not None:
+            Path(given.json).write_text(json.dumps(whole, indent=2) + "\n")
+        report.show(machine, results, seconds=seconds)
     return int(given.check and any(result.verdict == MISSED for result in results))
 
 

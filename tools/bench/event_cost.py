@@ -239,9 +239,7 @@ def _result(
     )
 
 
-def ratios_to(
-    samples: timing.Samples, name: str, wanted: Mapping[str, str]
-) -> dict[str, float]:
+def ratios_to(samples: timing.Samples, name: str, wanted: Mapping[str, str]) -> dict[str, float]:
     """Ratios of a candidate to those floors, given as title and candidate, that were measured."""
     return {
         title: timing.ratio(samples, name, floor)

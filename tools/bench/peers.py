@@ -238,9 +238,8 @@ def _own(engine: str, case: Case) -> str:
 
 
 def _result(samples: timing.Samples, name: str, case: Case, own: str, notes: str) -> Result:
-    wanted = {floor: event_cost.floor_code(floor, case.arguments) for floor in _FLOORS}
-    if own:
-        wanted = {own: own, **wanted}
+    wanted = {own.partition("(")[0]: own} if own else {}
+    wanted |= {floor: event_cost.floor_code(floor, case.arguments) for floor in _FLOORS}
     ratios = event_cost.ratios_to(samples, name, wanted)
     return Result(
         "peers",
