@@ -24,7 +24,7 @@ ATTACHED = (
     "counter(name, 7)",
 )
 UNATTACHED = (*(f"{case}, unattached" for case in ATTACHED), "span(name), unattached")
-CLOCK = "no-op + clock"
+CLOCK = "no-op+clock"
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -86,7 +86,7 @@ def test_every_engine_is_measured_with_its_floors(tmp_path: Path) -> None:
             assert (result["value"], result["verdict"]) == (None, "not measured")
         elif case in ATTACHED:
             assert result["value"] > 0
-            assert set(result["ratios"]) == {"pack", "no-op", CLOCK, f"{CLOCK} + copy"}
+            assert set(result["ratios"]) == {"pack", "no-op", CLOCK, f"{CLOCK}+copy"}
         else:
             assert result["value"] > 0
             assert len(result["ratios"]) == 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -86,6 +87,8 @@ def _directory(wanted: Path | None) -> Iterator[Path]:
 def main() -> int:
     """Measure, print, and give the exit status."""
     given = _arguments()
+    # Collectors and daemons that were started for a measurement end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     began = time.monotonic()
     results: list[Result] = []
     with _directory(given.dir) as directory:

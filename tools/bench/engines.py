@@ -59,8 +59,9 @@ def attached(directory: Path) -> Iterator[dict[str, shmrec.Recorder]]:
                 if recorder.engine != engine or not recorder.attached:
                     raise RuntimeError(f"the {engine} engine has no ring: nothing to measure")
                 _wrap(recorder)
+            before = _producers(name)
             yield recorders
-            _check(name, recorders)
+            _check(before, _producers(name), recorders)
         finally:
             for recorder in recorders.values():
                 recorder.detach()
@@ -84,14 +85,21 @@ def _wrap(recorder: shmrec.Recorder) -> None:
         recorder.instant("warm", n=number, path=_FILLER)
 
 
-def _check(name: str, recorders: Mapping[str, shmrec.Recorder]) -> None:
+def _producers(name: str) -> dict[str, live.LiveProducer]:
     with open_segment(name, writable=False) as segment:
-        producers = {found.entry.label: found for found in live.producers(segment)}
+        return {found.entry.label: found for found in live.producers(segment)}
+
+
+def _check(
+    before: Mapping[str, live.LiveProducer],
+    after: Mapping[str, live.LiveProducer],
+    recorders: Mapping[str, shmrec.Recorder],
+) -> None:
     for engine in recorders:
-        found = producers.get(engine)
-        if found is None or not found.recorded or any(found.entry.losses.values()):
+        events = after[engine].recorded - before[engine].recorded
+        losses = after[engine].entry.losses
+        if not events or any(losses.values()):
             raise RuntimeError(
                 f"the {engine} engine did not record what it was measured at: "
-                f"{found.recorded if found else 'no'} events, "
-                f"lost {found.entry.losses if found else 'everything'}"
+                f"{events} events, lost: {losses}"
             )

@@ -27,8 +27,8 @@ _UNATTACHED = 1.5, 1.2
 _PYTHON_TARGET = 5.0
 
 NOOP = "no-op"
-CLOCK = "no-op + clock"
-COPY = "no-op + clock + copy"
+CLOCK = "no-op+clock"
+COPY = "no-op+clock+copy"
 PACK = "pack"
 _LOOK = "monotonic_ns()"
 _C_FLOORS = {NOOP: "noop", CLOCK: "clock", COPY: "copy"}

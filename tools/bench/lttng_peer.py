@@ -28,7 +28,7 @@ _NOBODY = 65534
 _START_SECONDS = 15.0
 _END_SECONDS = 10.0
 _COMMAND_SECONDS = 30.0
-# What every user's first LTTng program leaves in shared memory.
+# What the first LTTng program leaves in shared memory: for root's daemon, and for its user's.
 _WAIT = "/dev/shm/lttng-ust-wait-8"
 
 
@@ -48,7 +48,7 @@ def running(number: int) -> Iterator[timing.Sample]:
         program = home / "lttng_peer"
         _build(program)
         user = _user(home)
-        _forget_wait_page(stack, user.get("user", os.getuid()))
+        _forget_wait_pages(stack, user.get("user", os.getuid()))
         environment = {**os.environ, "HOME": str(home), "LTTNG_HOME": str(home), "LC_ALL": "C"}
         given = {"env": environment, "cwd": home, **user}
         stack.enter_context(_daemon(given, home))
@@ -82,10 +82,11 @@ def _user(home: Path) -> dict[str, Any]:
     return {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
 
 
-def _forget_wait_page(stack: contextlib.ExitStack, uid: int) -> None:
-    page = Path(f"{_WAIT}-{uid}")
-    if not page.exists():
-        stack.callback(page.unlink, missing_ok=True)
+def _forget_wait_pages(stack: contextlib.ExitStack, uid: int) -> None:
+    """Have the pages removed at the end that were not there before."""
+    for page in (Path(_WAIT), Path(f"{_WAIT}-{uid}")):
+        if not page.exists():
+            stack.callback(page.unlink, missing_ok=True)
 
 
 @contextlib.contextmanager
