@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tools.bench import floors, lttng_peer, report
+from tools.bench import engines, floors, lttng_peer, report
 from tools.bench.report import Result
 
 BENCH = Path(__file__).resolve().parents[1] / "tools" / "bench"
@@ -145,6 +145,28 @@ def test_lttng_that_is_not_installed_is_named(
         lttng_peer.running(1),
     ):
         pass
+
+
+def test_a_tracepoint_of_lttng_is_measured_and_nothing_of_it_stays() -> None:
+    def pages() -> set[Path]:
+        return set(Path("/dev/shm").glob("lttng-ust-wait-*"))
+
+    before = pages()
+    try:
+        with lttng_peer.running(10) as sample:
+            assert sample() > 0
+    except report.NotMeasuredError as reason:
+        pytest.skip(str(reason))
+    finally:
+        assert pages() == before
+
+
+def test_an_engine_that_recorded_nothing_is_not_reported(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match="did not record what it was measured at: 0 events"),
+        engines.attached(tmp_path) as recorders,
+    ):
+        assert "python" in recorders
 
 
 @pytest.mark.parametrize(
