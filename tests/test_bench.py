@@ -86,7 +86,9 @@ def test_every_engine_is_measured_with_its_floors(tmp_path: Path) -> None:
             assert (result["value"], result["verdict"]) == (None, "not measured")
         elif case in ATTACHED:
             assert result["value"] > 0
-            assert set(result["ratios"]) == {"pack", "no-op", CLOCK, f"{CLOCK}+copy"}
+            scope = {'with scope("request"): pass'} if case.startswith("with") else set()
+            wanted = {"pack", "no-op", CLOCK, f"{CLOCK}+copy"} | scope
+            assert set(result["ratios"]) == wanted
         else:
             assert result["value"] > 0
             assert len(result["ratios"]) == 1

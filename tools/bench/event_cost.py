@@ -205,6 +205,9 @@ def _floors(case: Case, attached: bool, engine: str) -> dict[str, str]:
     if not attached:
         return {_one_line(case.idle): case.idle}
     in_c = {floor: floor_code(floor, case.arguments) for floor in (CLOCK, NOOP, COPY)}
+    if case is SPAN:
+        # For information: two of a with statement's three calls are in no other floor.
+        in_c[_one_line(case.idle)] = case.idle
     pack = {PACK: _pack(case)}
     return in_c | pack if engine == engines.NATIVE else pack | in_c
 
