@@ -13,9 +13,10 @@ from typing import NamedTuple
 LEVELS = (
     ("_version", "errors", "events"),
     ("layout", "values"),
-    ("process", "fence", "naming", "threads"),
-    ("segment",),
-    ("wakeup", "ledger", "batch", "decoder"),
+    ("process", "naming", "threads"),
+    ("segment", "_native"),
+    ("extension",),
+    ("wakeup", "fence", "ledger", "batch", "decoder"),
     ("manifest",),
     ("writer", "ring", "ending", "requests", "store"),
     ("_engine",),
