@@ -318,10 +318,11 @@ static PyObject *writer_bind(PyObject *op, PyObject *args, PyObject *keywords)
     static char *names[] = {"view", "words", "entry", "ring", "slot_size", "slots", "fenced", NULL};
     Writer *self = (Writer *)op;
     PyObject *view, *words;
-    Py_ssize_t entry, ring, slot_size, slots;
+    /* What is missing fails the check of the places. */
+    Py_ssize_t entry = -1, ring = -1, slot_size = 0, slots = 0;
     int fenced = 1;
     Py_buffer memory;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO$nnnn|p:bind", names, &view, &words,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO|$nnnnp:bind", names, &view, &words,
                                      &entry, &ring, &slot_size, &slots, &fenced)) {
         return NULL;
     }
