@@ -105,16 +105,17 @@ hot int end_span(Writer *self, uint64_t span, const uint8_t *args, size_t size)
 {
     Batch *batch = &self->batch;
     uint64_t thread = current_thread()->id, now = 0;
+    Open *open = bound(self) ? find_open(batch, span) : NULL;
 
-    if (unlikely(must_prepare(self, thread)) && prepare(self, thread, &now) < 0) {
-        return -1;
+    if (likely(open) && unlikely(must_prepare(self, thread))) {
+        if (prepare(self, thread, &now) < 0) {
+            return -1;
+        }
+        /* Python code may have ended it, or taken the ring away. */
+        open = bound(self) ? find_open(batch, span) : NULL;
     }
-    if (unlikely(!bound(self))) {
-        return 0;
-    }
-    Open *open = find_open(batch, span);
     if (unlikely(!open)) {
-        count_lost(batch, SHMREC_LOST_UNMATCHED, 1);
+        lose(self, SHMREC_LOST_UNMATCHED);
         return 0;
     }
     Event event = event_of(END, open->name, args, size);
