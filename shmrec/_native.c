@@ -41,60 +41,63 @@ hot bool has_keywords(PyObject *names)
     return names && PyTuple_GET_SIZE(names) > 0;
 }
 
-/* Begins a call: goes on where there is a ring, else returns what the call has to return. */
-#define NEEDS_A_RING(self, nothing)                                                              \
-    if (unlikely(!bound(self))) {                                                                \
-        int ready = revived(self);                                                               \
-        if (ready <= 0) {                                                                        \
-            return ready < 0 ? NULL : (nothing);                                                 \
-        }                                                                                        \
-    }
+/* A call that takes a name comes in three: what is called, short, with nothing to undo where
+   nothing records; the plain case, an exact str and no arguments; and all else, which needs room
+   on the stack for packed arguments. */
 
-/* Every call that takes a name comes in two: the plain one, and this one for odd names and
-   arguments, whose room on the stack the plain one does without. */
+typedef PyObject *Plain(Writer *self, PyObject *name);
+typedef PyObject *Packed(Writer *self, PyObject *name, const uint8_t *args, size_t size);
 
-typedef PyObject *Call(Writer *self, PyObject *name, const uint8_t *packed, size_t size);
-
-cold PyObject *call_with(Call *call, Writer *self, PyObject *name, PyObject *const *values,
-                         PyObject *names)
+cold PyObject *call_packed(Packed *packed, Writer *self, PyObject *const *args, PyObject *names)
 {
     uint8_t room[ARGUMENTS_ROOM];
     size_t size = 0;
-    PyObject *text = odd_name(name) ? text_of(self, name) : Py_NewRef(name);
+    PyObject *name = odd_name(args[0]) ? text_of(self, args[0]) : Py_NewRef(args[0]);
     PyObject *result = NULL;
-    if (text && has_keywords(names)) {
-        size = pack_keywords(self, room, values, names);
+    if (name && has_keywords(names)) {
+        size = pack_keywords(self, room, args + 1, names);
     }
-    if (text && (size || !has_keywords(names))) {
-        result = call(self, text, room, size);
+    if (name && (size || !has_keywords(names))) {
+        result = packed(self, name, room, size);
     }
-    Py_XDECREF(text);
+    Py_XDECREF(name);
     return result;
 }
 
-hot PyObject *do_instant(Writer *self, PyObject *name, const uint8_t *packed, size_t size)
+/* The call of a writer without a ring that may get one now. */
+cold PyObject *call_revived(Packed *packed, Writer *self, PyObject *nothing,
+                            PyObject *const *args, PyObject *names)
 {
-    const Event event = event_of(INSTANT, name, packed, size);
+    int ready = revived(self);
+    if (ready > 0) {
+        return call_packed(packed, self, args, names);
+    }
+    return ready < 0 ? NULL : Py_NewRef(nothing);
+}
+
+hot PyObject *call(Plain *plain, Packed *packed, Writer *self, PyObject *nothing,
+                   PyObject *const *args, PyObject *names)
+{
+    if (unlikely(!bound(self))) {
+        return likely(self->revive == Py_None) ? Py_NewRef(nothing)
+                                               : call_revived(packed, self, nothing, args, names);
+    }
+    if (likely(!names && !odd_name(args[0]))) {
+        return plain(self, args[0]);
+    }
+    return call_packed(packed, self, args, names);
+}
+
+static PyObject *packed_instant(Writer *self, PyObject *name, const uint8_t *args, size_t size)
+{
+    const Event event = event_of(INSTANT, name, args, size);
     return likely(record(self, &event) == 0) ? Py_NewRef(Py_None) : NULL;
 }
 
-hot PyObject *do_begin(Writer *self, PyObject *name, const uint8_t *packed, size_t size)
+apart PyObject *plain_instant(Writer *self, PyObject *name)
 {
-    uint64_t id = 0;
-    if (unlikely(begin_span(self, name, packed, size, &id) < 0)) {
-        return NULL;
-    }
-    return PyLong_FromUnsignedLongLong(id);
-}
-
-static PyObject *instant_with(Writer *self, PyObject *name, const uint8_t *packed, size_t size)
-{
-    return do_instant(self, name, packed, size);
-}
-
-static PyObject *begin_with(Writer *self, PyObject *name, const uint8_t *packed, size_t size)
-{
-    return do_begin(self, name, packed, size);
+    const Event event = event_of(INSTANT, name, NULL, 0);
+    return likely(record(self, &event) == 0) ? Py_NewRef(Py_None) : NULL;
 }
 
 PyDoc_STRVAR(instant_doc, "instant($self, name, /, **args)\n--\n\n"
@@ -103,18 +106,24 @@ PyDoc_STRVAR(instant_doc, "instant($self, name, /, **args)\n--\n\n"
 static PyObject *writer_instant(PyObject *op, PyObject *const *args, Py_ssize_t count,
                                 PyObject *names)
 {
-    Writer *self = (Writer *)op;
     if (unlikely(count != 1)) {
         return wrong_count("instant(name, **args)", count);
     }
-    NEEDS_A_RING(self, Py_NewRef(Py_None))
-    if (unlikely(odd_name(args[0]))) {
-        return call_with(instant_with, self, args[0], args + 1, names);
-    }
-    if (!names) {
-        return do_instant(self, args[0], NULL, 0);
-    }
-    return call_with(instant_with, self, args[0], args + 1, names);
+    return call(plain_instant, packed_instant, (Writer *)op, Py_None, args, names);
+}
+
+static PyObject *packed_begin(Writer *self, PyObject *name, const uint8_t *args, size_t size)
+{
+    uint64_t id;
+    int failed = begin_span(self, name, args, size, &id);
+    return unlikely(failed) ? NULL : PyLong_FromLong((long)id);
+}
+
+apart PyObject *plain_begin(Writer *self, PyObject *name)
+{
+    uint64_t id;
+    int failed = begin_span(self, name, NULL, 0, &id);
+    return unlikely(failed) ? NULL : PyLong_FromLong((long)id);
 }
 
 PyDoc_STRVAR(begin_doc, "begin($self, name, /, **args)\n--\n\n"
@@ -127,11 +136,12 @@ static PyObject *writer_begin(PyObject *op, PyObject *const *args, Py_ssize_t co
     if (unlikely(count != 1)) {
         return wrong_count("begin(name, **args)", count);
     }
-    NEEDS_A_RING(self, PyLong_FromLong(0))
-    if (likely(!names && !odd_name(args[0]))) {
-        return do_begin(self, args[0], NULL, 0);
-    }
-    return call_with(begin_with, self, args[0], args + 1, names);
+    return call(plain_begin, packed_begin, self, self->state->no_span, args, names);
+}
+
+apart PyObject *plain_span(Writer *self, PyObject *name)
+{
+    return make_span(self, name, NULL, 0);
 }
 
 PyDoc_STRVAR(span_doc, "span($self, name, /, **args)\n--\n\n"
@@ -144,11 +154,7 @@ static PyObject *writer_span(PyObject *op, PyObject *const *args, Py_ssize_t cou
     if (unlikely(count != 1)) {
         return wrong_count("span(name, **args)", count);
     }
-    NEEDS_A_RING(self, Py_NewRef(self->state->nowhere))
-    if (likely(!names && !odd_name(args[0]))) {
-        return make_span(self, args[0], NULL, 0);
-    }
-    return call_with(make_span, self, args[0], args + 1, names);
+    return call(plain_span, make_span, self, self->state->nowhere, args, names);
 }
 
 /* A span's number from what `end` was given: 0 is of nobody, UINT64_MAX never was. */
@@ -172,11 +178,31 @@ hot uint64_t span_number(PyObject *given)
     return overflow < 0 || value < 0 ? 0 : (uint64_t)value;
 }
 
-cold PyObject *end_with(Writer *self, uint64_t span, PyObject *const *values, PyObject *names)
+cold PyObject *packed_end(Writer *self, uint64_t span, PyObject *const *values, PyObject *names)
 {
     uint8_t room[ARGUMENTS_ROOM];
     size_t size = pack_keywords(self, room, values, names);
     return size && end_span(self, span, room, size) == 0 ? Py_NewRef(Py_None) : NULL;
+}
+
+apart PyObject *plain_end(Writer *self, uint64_t span)
+{
+    return likely(end_span(self, span, NULL, 0) == 0) ? Py_NewRef(Py_None) : NULL;
+}
+
+/* `end` of what is no span of this process, or where nothing records. */
+cold PyObject *odd_end(Writer *self, PyObject *const *args, PyObject *names)
+{
+    if (!PyLong_CheckExact(args[0])) {
+        lose(self, SHMREC_LOST_UNMATCHED);
+        Py_RETURN_NONE;
+    }
+    uint64_t span = span_number(args[0]);
+    int ready = span <= self->inherited ? 0 : bound(self) ? 1 : revived(self);
+    if (ready <= 0) {
+        return ready < 0 ? NULL : Py_NewRef(Py_None);
+    }
+    return has_keywords(names) ? packed_end(self, span, args + 1, names) : plain_end(self, span);
 }
 
 PyDoc_STRVAR(end_doc, "end($self, span, /, **args)\n--\n\n"
@@ -188,28 +214,21 @@ static PyObject *writer_end(PyObject *op, PyObject *const *args, Py_ssize_t coun
     if (unlikely(count != 1)) {
         return wrong_count("end(span, **args)", count);
     }
-    if (unlikely(!PyLong_CheckExact(args[0]))) {
-        lose(self, SHMREC_LOST_UNMATCHED);
+    if (unlikely(!bound(self) && self->revive == Py_None)) {
         Py_RETURN_NONE;
     }
-    uint64_t span = span_number(args[0]);
-    if (unlikely(span <= self->inherited)) {
-        Py_RETURN_NONE;
+    uint64_t span = likely(PyLong_CheckExact(args[0])) ? span_number(args[0]) : 0;
+    if (likely(span > self->inherited && !names && bound(self))) {
+        return plain_end(self, span);
     }
-    NEEDS_A_RING(self, Py_NewRef(Py_None))
-    if (unlikely(has_keywords(names))) {
-        return end_with(self, span, args + 1, names);
-    }
-    return likely(end_span(self, span, NULL, 0) == 0) ? Py_NewRef(Py_None) : NULL;
+    return odd_end(self, args, names);
 }
 
-PyDoc_STRVAR(counter_doc, "counter($self, name, value, /)\n--\n\nRecord a value at this time.");
-
-cold PyObject *counter_with(Writer *self, PyObject *given, PyObject *value)
+cold PyObject *packed_counter(Writer *self, PyObject *given, PyObject *value)
 {
     uint8_t room[ARGUMENTS_ROOM];
     size_t size = pack_number(self, room, value);
-    PyObject *name = size ? (odd_name(given) ? text_of(self, given) : Py_NewRef(given)) : NULL;
+    PyObject *name = !size ? NULL : odd_name(given) ? text_of(self, given) : Py_NewRef(given);
     PyObject *result = NULL;
     if (name) {
         const Event event = event_of(COUNTER, name, room, size);
@@ -219,29 +238,41 @@ cold PyObject *counter_with(Writer *self, PyObject *given, PyObject *value)
     return result;
 }
 
+apart PyObject *plain_counter(Writer *self, PyObject *name, PyObject *value)
+{
+    uint8_t room[NUMBER_MOST];
+    uint8_t *end = PyLong_CheckExact(value) ? put_long(room, value)
+                                            : put_float(room, PyFloat_AS_DOUBLE(value));
+    if (unlikely(!end)) {
+        return packed_counter(self, name, value);
+    }
+    const Event event = event_of(COUNTER, name, room, (size_t)(end - room));
+    return likely(record(self, &event) == 0) ? Py_NewRef(Py_None) : NULL;
+}
+
+cold PyObject *revived_counter(Writer *self, PyObject *const *args)
+{
+    int ready = revived(self);
+    if (ready > 0) {
+        return packed_counter(self, args[0], args[1]);
+    }
+    return ready < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+PyDoc_STRVAR(counter_doc, "counter($self, name, value, /)\n--\n\nRecord a value at this time.");
+
 static PyObject *writer_counter(PyObject *op, PyObject *const *args, Py_ssize_t count)
 {
     Writer *self = (Writer *)op;
-    uint8_t room[NUMBER_MOST];
-    uint8_t *end = NULL;
     if (unlikely(count != 2)) {
         return wrong_count("counter(name, value)", count);
     }
-    NEEDS_A_RING(self, Py_NewRef(Py_None))
-    if (unlikely(odd_name(args[0]))) {
-        return counter_with(self, args[0], args[1]);
+    if (unlikely(!bound(self))) {
+        return likely(self->revive == Py_None) ? Py_NewRef(Py_None) : revived_counter(self, args);
     }
-    if (likely(PyLong_CheckExact(args[1]))) {
-        end = put_long(room, args[1]);
-    }
-    else if (PyFloat_CheckExact(args[1])) {
-        end = put_float(room, PyFloat_AS_DOUBLE(args[1]));
-    }
-    if (unlikely(!end)) {
-        return counter_with(self, args[0], args[1]);
-    }
-    const Event event = event_of(COUNTER, args[0], room, (size_t)(end - room));
-    return likely(record(self, &event) == 0) ? Py_NewRef(Py_None) : NULL;
+    bool number = PyLong_CheckExact(args[1]) || PyFloat_CheckExact(args[1]);
+    return likely(number && !odd_name(args[0])) ? plain_counter(self, args[0], args[1])
+                                                : packed_counter(self, args[0], args[1]);
 }
 
 PyDoc_STRVAR(record_doc, "record($self, kind, name, args, /)\n--\n\n"
@@ -256,7 +287,10 @@ static PyObject *writer_record(PyObject *op, PyObject *const *args, Py_ssize_t c
         PyErr_SetString(PyExc_TypeError, "record takes a kind, a name and a dict");
         return NULL;
     }
-    NEEDS_A_RING(self, Py_NewRef(Py_None))
+    int ready = bound(self) ? 1 : revived(self);
+    if (ready <= 0) {
+        return ready < 0 ? NULL : Py_NewRef(Py_None);
+    }
     bool plain = PyDict_GET_SIZE(args[2]) == 0;
     PyObject *result = NULL, *name = NULL;
     PyObject *prefix = PyObject_CallMethod(args[0], "prefix", "O", plain ? Py_False : Py_True);
@@ -435,7 +469,7 @@ static void writer_dealloc(PyObject *op)
     PyMem_RawFree(self->batch.known);
     PyMem_RawFree(self->batch.used);
     while (self->spares) {
-        PyObject_GC_Del(self->spare[--self->spares]);
+        free_span(self->spare[--self->spares]);
     }
     type->tp_free(op);
     Py_DECREF(type);
@@ -573,12 +607,13 @@ static int module_exec(PyObject *module)
             return -1;
         }
     }
+    state->no_span = PyLong_FromLong(0);
     state->thread_key = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
     state->writer_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &writer_spec, NULL);
     state->span_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &span_spec, NULL);
     state->nowhere_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &nowhere_spec, NULL);
     state->method_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &method_spec, NULL);
-    if (!state->thread_key || !state->writer_type || !state->span_type || !state->nowhere_type ||
+    if (!state->no_span || !state->thread_key || !state->writer_type || !state->span_type || !state->nowhere_type ||
         !state->method_type || add_methods(state->span_type, state->method_type) < 0 ||
         add_methods(state->nowhere_type, state->method_type) < 0) {
         return -1;
@@ -604,6 +639,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->nowhere_type);
     Py_VISIT(state->method_type);
     Py_VISIT(state->nowhere);
+    Py_VISIT(state->no_span);
     Py_VISIT(state->thread_key);
     Py_VISIT(state->speaker);
     Py_VISIT(state->bounded_arguments);
@@ -621,6 +657,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->nowhere_type);
     Py_CLEAR(state->method_type);
     Py_CLEAR(state->nowhere);
+    Py_CLEAR(state->no_span);
     Py_CLEAR(state->thread_key);
     Py_CLEAR(state->speaker);
     Py_CLEAR(state->bounded_arguments);

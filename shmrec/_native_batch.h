@@ -67,7 +67,7 @@ typedef struct {
     uint8_t size;
 } Known;
 
-/* A span that has begun and not ended; an ended one has no name until it is swept out. */
+/* A span that has begun and not ended; an ended one has no name, until its place is needed. */
 typedef struct {
     uint64_t id;
     uint64_t start;

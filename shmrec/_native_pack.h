@@ -25,6 +25,7 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define hot static inline __attribute__((always_inline))
+#define apart static __attribute__((noinline))
 #define cold static __attribute__((noinline, cold))
 
 /* The most bytes that a number takes, and the header of a text or container. */

@@ -141,7 +141,6 @@ static PyObject *span_call(PyObject *op, PyObject *const *args, size_t count, Py
 
 static PyObject *make_span(Writer *self, PyObject *name, const uint8_t *args, size_t size)
 {
-    PyTypeObject *type = self->state->span_type;
     uint8_t *kept = NULL;
     Span *span;
 
@@ -154,39 +153,37 @@ static PyObject *make_span(Writer *self, PyObject *name, const uint8_t *args, si
     }
     if (likely(self->spares)) {
         span = self->spare[--self->spares];
-        PyObject_Init((PyObject *)span, type);
+        _Py_NewReference((PyObject *)span);
     }
     else {
-        span = PyObject_GC_New(Span, type);
+        span = PyObject_New(Span, self->state->span_type);
         if (!span) {
             PyMem_RawFree(kept);
             return NULL;
         }
+        span->call = span_call;
     }
-    span->call = span_call;
     span->writer = (Writer *)Py_NewRef((PyObject *)self);
     span->name = Py_NewRef(name);
     span->id = 0;
     span->args = kept;
     span->args_size = size;
-    PyObject_GC_Track(span);
     return (PyObject *)span;
 }
 
-static int span_traverse(PyObject *op, visitproc visit, void *arg)
+/* Free a span's memory, and its type's reference, which a spare one keeps. */
+static void free_span(Span *self)
 {
-    Py_VISIT(Py_TYPE(op));
-    Py_VISIT(((Span *)op)->writer);
-    return 0;
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_Free(self);
+    Py_DECREF(type);
 }
 
 static void span_dealloc(PyObject *op)
 {
     Span *self = (Span *)op;
     Writer *writer = self->writer;
-    PyTypeObject *type = Py_TYPE(op);
 
-    PyObject_GC_UnTrack(op);
     Py_DECREF(self->name);
     if (self->args) {
         PyMem_RawFree(self->args);
@@ -195,9 +192,8 @@ static void span_dealloc(PyObject *op)
         writer->spare[writer->spares++] = self;
     }
     else {
-        PyObject_GC_Del(op);
+        free_span(self);
     }
-    Py_DECREF(type);
     Py_DECREF(writer);
 }
 
@@ -286,7 +282,6 @@ static PyMemberDef span_members[] = {
 static PyType_Slot span_slots[] = {
     {Py_tp_doc, "A span around a block: begins at entry, ends at exit."},
     {Py_tp_dealloc, span_dealloc},
-    {Py_tp_traverse, span_traverse},
     {Py_tp_call, PyVectorcall_Call},
     {Py_tp_getset, span_getters},
     {Py_tp_members, span_members},
@@ -296,8 +291,7 @@ static PyType_Slot span_slots[] = {
 static PyType_Spec span_spec = {
     .name = "shmrec._native.Span",
     .basicsize = sizeof(Span),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
-             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = span_slots,
 };
 

@@ -24,6 +24,7 @@ typedef struct {
     PyTypeObject *nowhere_type;
     PyTypeObject *method_type;
     PyObject *nowhere;
+    PyObject *no_span;          /* 0 */
     PyObject *thread_key;       /* under which a thread state's dict has the thread's Speaker */
     PyObject *speaker;          /* threads.Speaker */
     PyObject *bounded_arguments;
@@ -313,13 +314,15 @@ hot bool must_prepare(const Writer *self, uint64_t thread)
     return self->batch.thread != thread || self->clock;
 }
 
-/* Open spans: an array by id, which ended ones are swept out of. */
+/* Open spans: an array by id; ended ones stay in it until it is full, but never at its end. */
 
 static void drop_open(Open *span)
 {
     Py_CLEAR(span->name);
     release_speaker(span->speaker);
-    PyMem_RawFree(span->args);
+    if (span->args) {
+        PyMem_RawFree(span->args);
+    }
 }
 
 static void forget_open(Batch *batch)
@@ -355,12 +358,9 @@ cold bool grow_open(Batch *batch)
     return true;
 }
 
-hot Open *find_open(Batch *batch, uint64_t id)
+static Open *search_open(Batch *batch, uint64_t id)
 {
     size_t low = 0, high = batch->open_used;
-    if (likely(high && batch->open[high - 1].id == id)) {
-        low = high - 1;
-    }
     while (low < high) {
         size_t middle = low + (high - low) / 2;
         Open *span = &batch->open[middle];
@@ -375,6 +375,13 @@ hot Open *find_open(Batch *batch, uint64_t id)
         }
     }
     return NULL;
+}
+
+/* The open span of that number, or NULL. Most often it is the youngest. */
+hot Open *find_open(Batch *batch, uint64_t id)
+{
+    Open *youngest = batch->open + batch->open_used - 1;
+    return likely(batch->open_used && youngest->id == id) ? youngest : search_open(batch, id);
 }
 
 hot void close_open(Batch *batch, Open *span)
