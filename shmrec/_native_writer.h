@@ -380,8 +380,11 @@ static Open *search_open(Batch *batch, uint64_t id)
 /* The open span of that number, or NULL. Most often it is the youngest. */
 hot Open *find_open(Batch *batch, uint64_t id)
 {
-    Open *youngest = batch->open + batch->open_used - 1;
-    return likely(batch->open_used && youngest->id == id) ? youngest : search_open(batch, id);
+    size_t used = batch->open_used;
+    if (likely(used && batch->open[used - 1].id == id)) {
+        return &batch->open[used - 1];
+    }
+    return search_open(batch, id);
 }
 
 hot void close_open(Batch *batch, Open *span)
