@@ -31,9 +31,8 @@ def _load() -> tuple[ModuleType | None, str]:
     return _native, ""
 
 
-EXTENSION: Final[ModuleType | None]
+_loaded: Final = _load()
+EXTENSION: Final = _loaded[0]
 """The module, or None."""
-REFUSAL: Final[str]
+REFUSAL: Final = _loaded[1]
 """Why there is no extension, or ""."""
-
-EXTENSION, REFUSAL = _load()
