@@ -436,13 +436,14 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     return (PyObject *)self;
 }
 
+/* The memory is not visited: no cycle goes through it, and a memoryview that is exported must
+   not be cleared before this writer is gone. */
 static int writer_traverse(PyObject *op, visitproc visit, void *arg)
 {
     Writer *self = (Writer *)op;
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->revive);
     Py_VISIT(self->clock);
-    Py_VISIT(self->memory.obj);
     return 0;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import gc
 import math
@@ -17,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmrec import events as table
+from shmrec._engine import choose
 from shmrec.decoder import Event, OpenSpan, decode
 from shmrec.events import DEPTH_LIMIT, TEXT_LIMIT
 from shmrec.layout import LOSSES, SlotFlag
 
-from .arena import Arena, batches, events_in
+from .arena import Arena, batches, events_in, events_of
 
 
 def losses(arena: Arena) -> dict[str, int]:
@@ -98,6 +100,62 @@ def test_a_span_as_a_context_manager_notes_the_exception_and_lets_it_pass(arena:
     assert end.args == {"error": "ZeroDivisionError"}
 
 
+def test_a_span_goes_wherever_a_context_manager_goes(arena: Arena) -> None:
+    writer = arena.writer()
+    with contextlib.ExitStack() as stack:
+        span = stack.enter_context(writer.span("stacked", n=1))
+    kind = type(span)
+    again = kind.__enter__(span)
+    assert again is span
+    assert kind.__exit__(span, None, None, None) is None
+    span.__enter__()
+    assert span.__exit__(ValueError, ValueError(), None) is None
+    found = events_in(arena.reader())
+    assert [event.kind for event in found] == ["begin", "end"] * 3
+    assert [event.span for event in found] == [1, 1, 2, 2, 3, 3]
+    assert [event.args for event in found] == [{"n": 1}, {}] * 2 + [
+        {"n": 1},
+        {"error": "ValueError"},
+    ]
+    unattached = choose()[1]().span("x")
+    with contextlib.ExitStack() as stack:
+        assert stack.enter_context(unattached) is unattached
+    assert type(unattached).__exit__(unattached, None, None, None) is None
+
+
+def test_a_spans_arguments_are_those_of_the_call_that_made_it(arena: Arena) -> None:
+    given = [1]
+    span = arena.writer().span("x", given=given)
+    given.append(2)
+    with span:
+        pass
+    assert events_in(arena.reader())[0].args == {"given": [1]}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda writer: writer.instant(),
+        lambda writer: writer.instant("a", "b"),
+        lambda writer: writer.begin(),
+        lambda writer: writer.begin("a", 1),
+        lambda writer: writer.end(),
+        lambda writer: writer.span(),
+        lambda writer: writer.counter("a"),
+        lambda writer: writer.counter("a", 1, 2),
+        lambda writer: writer.counter("a", value=1),
+    ],
+)
+def test_a_wrong_number_of_arguments_is_a_type_error(
+    arena: Arena, call: Callable[[Any], object]
+) -> None:
+    writer = arena.writer()
+    with pytest.raises(TypeError):
+        call(writer)
+    writer.instant("after")
+    assert only(arena).name == "after"
+
+
 def test_ending_what_is_not_open_is_counted_and_not_raised(arena: Arena) -> None:
     writer = arena.writer()
     span = writer.begin("once")
@@ -125,9 +183,7 @@ def test_counters_take_numbers_and_bounded_forms_of_all_else(arena: Arena) -> No
 
 
 def test_nothing_is_done_without_a_ring(arena: Arena) -> None:
-    from shmrec.writer import Writer
-
-    writer = Writer()
+    writer = choose()[1]()
     writer.instant("x", n=1)
     assert writer.begin("x") == 0
     writer.end(0)
@@ -335,6 +391,36 @@ def test_more_open_spans_than_a_preamble_holds_are_all_named_by_some_batch() -> 
         )
     assert sorted(known) == spans
     assert all(known[span].name == f"task-{n}" for n, span in enumerate(spans))
+
+
+def test_a_preamble_never_leaves_its_slot() -> None:
+    # Half the batch is for open spans; the large one comes last in some, and does not fit.
+    arena = Arena(slots=12, slot_size=512)
+    writer = arena.writer()
+    writer.begin("a", pad="x" * 100)
+    writer.begin("b", pad="y" * 250)
+    for n in range(6):
+        writer.begin(f"c{n}")
+    for n in range(300):
+        writer.instant("noise", n=n)
+    assert not losses(arena)
+    kept = batches(arena.reader())
+    assert len(kept) == 12
+    numbers = [event.args["n"] for batch in kept for event in events_of(batch)]
+    assert numbers == list(range(numbers[0], 300))
+    known: dict[int, OpenSpan] = {}
+    for batch in kept:
+        list(
+            decode(
+                batch.payload,
+                start_ns=batch.head.start_ns,
+                generation=1,
+                flags=batch.head.flags,
+                open_spans=known,
+            )
+        )
+    names = [span.name for _, span in sorted(known.items())]
+    assert names == ["a", "b", "c0", "c1", "c2", "c3", "c4", "c5"]
 
 
 def test_a_whole_preamble_corrects_what_a_lost_batch_would_have_said() -> None:
