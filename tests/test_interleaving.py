@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from shmrec.layout import SlotFlag
+from shmrec.ring import Batch, BatchView
 
 from .arena import Arena, Baton, batches, events_in, events_of, numbered
 
@@ -115,6 +116,52 @@ def test_a_writer_that_moves_between_any_two_loads_never_tears_what_the_reader_g
         baton.finish()
     assert passes
     assert [event.args["n"] for event in events_in(arena.reader())][-1] == 399
+
+
+@pytest.mark.parametrize("pace", [1, 2, 3, 5, 8, 13, 40, 150, 400])
+def test_what_is_copied_into_a_room_is_whole_however_the_writer_moves(pace: int) -> None:
+    arena = Arena()
+
+    def work(step: Callable[[], None]) -> None:
+        writer = arena.writer(step)
+        for name, n in numbered(400):
+            writer.instant(name, n=n)
+
+    baton = Baton(work)
+    reader = arena.reader(lambda: baton.advance(pace))
+    # Of some batches it takes the whole, of some nothing.
+    room = memoryview(bytearray(300))
+    lent = elsewhere = 0
+    try:
+        while not baton.done:
+            for head in reader.scan().heads:
+                copy = reader.copy_into(head, room)
+                if copy is None:
+                    continue
+                lent += isinstance(copy, BatchView)
+                elsewhere += isinstance(copy, Batch)
+                numbers = [
+                    event.args["n"] for event in events_of(Batch(copy.head, bytes(copy.payload)))
+                ]
+                assert numbers == list(range(copy.head.first, copy.head.first + len(numbers)))
+    finally:
+        baton.finish()
+    seen = [reader.copy_into(head, room) for head in reader.scan().heads]
+    assert lent + len([copy for copy in seen if isinstance(copy, BatchView)])
+    assert elsewhere + len([copy for copy in seen if isinstance(copy, Batch)])
+    assert all(len(copy.payload) <= len(room) for copy in seen if isinstance(copy, BatchView))
+
+
+def test_a_batch_that_was_lapped_is_not_given() -> None:
+    arena = Arena()
+    writer = arena.writer()
+    writer.instant("first", n=0)
+    reader = arena.reader()
+    [head] = reader.scan().heads
+    for n in range(500):
+        writer.instant("more", n=n)
+    assert reader.copy(head) is None
+    assert reader.copy_into(head, memoryview(bytearray(4096))) is None
 
 
 def test_a_batch_is_sealed_when_the_next_one_is_opened_and_marks_its_generations_end() -> None:

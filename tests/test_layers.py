@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEVELS = (
-    ("_version", "errors", "layout", "events"),
+    ("_version", "errors", "layout", "events", "checksum", "durable"),
     ("process", "fence", "values", "naming"),
     ("segment",),
     ("wakeup", "ledger", "batch", "decoder"),
@@ -36,6 +36,7 @@ SIDEWAYS = (("commands.*", "commands.*"), ("integrations.*", "integrations.*"))
 THIRD_PARTIES = {
     "posix_ipc": ("*",),
     "msgpack": ("*",),
+    "isal": ("checksum",),
     "click": ("commands.*",),
     "rich": ("commands.*",),
     "_typeshed": ("*",),  # every type checker brings it; it does not exist at run time
