@@ -6,6 +6,7 @@ a few hundred events reset, fill, seal and lap every slot many times.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -150,6 +151,34 @@ def test_what_is_copied_into_a_room_is_whole_however_the_writer_moves(pace: int)
     assert lent + len([copy for copy in seen if isinstance(copy, BatchView)])
     assert elsewhere + len([copy for copy in seen if isinstance(copy, Batch)])
     assert all(len(copy.payload) <= len(room) for copy in seen if isinstance(copy, BatchView))
+
+
+@pytest.mark.parametrize("pace", [1, 2, 3, 5, 8])
+def test_the_fields_of_a_header_are_of_one_batch_however_the_writer_moves(pace: int) -> None:
+    arena = Arena()
+
+    def work(step: Callable[[], None]) -> None:
+        writer = arena.writer(step)
+        for name, n in numbered(600):
+            arena.set_generation(1 + n // 3)
+            writer.instant(name, n=n, pad="x" * 60)
+
+    baton = Baton(work)
+    reader = arena.reader(lambda: baton.advance(pace))
+    fields: dict[int, tuple[int, int, int]] = {}
+    try:
+        while not baton.done:
+            heads = reader.scan().heads
+            for head in heads:
+                found = head.generation, head.start_ns, head.first
+                assert fields.setdefault(head.number, found) == found
+            for older, newer in itertools.pairwise(heads):
+                assert older.number < newer.number
+                assert older.start_ns < newer.start_ns
+                assert older.first + older.count <= newer.first
+    finally:
+        baton.finish()
+    assert fields
 
 
 def test_a_batch_that_was_lapped_is_not_given() -> None:
