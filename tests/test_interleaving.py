@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from shmrec.layout import SlotFlag
+from shmrec.layout import ENTRY, SlotFlag
 from shmrec.ring import Batch, BatchView
 
 from .arena import Arena, Baton, batches, events_in, events_of, numbered
@@ -191,6 +191,44 @@ def test_a_batch_that_was_lapped_is_not_given() -> None:
         writer.instant("more", n=n)
     assert reader.copy(head) is None
     assert reader.copy_into(head, memoryview(bytearray(4096))) is None
+
+
+def claimed_anew_at(step: int, *, into: bool) -> bool:
+    """Read a ring that is reset right before that load; False if there is no such load."""
+    arena = Arena()
+    writer = arena.writer()
+    for n in range(5):
+        arena.set_generation(1 + n)
+        writer.instant("old", n=n)
+    loads = 0
+
+    def load() -> None:
+        nonlocal loads
+        loads += 1
+        if loads == step:
+            # As an attacher does it: no newest batch, and no numbers.
+            arena.words[ENTRY.word("opening", arena.entry)] = 0
+            start = arena.geometry.ring(0)
+            arena.view[start : start + arena.geometry.ring_size] = bytes(arena.geometry.ring_size)
+
+    reader = arena.reader(load)
+    heads = reader.scan().heads
+    assert all(head.start_ns and head.generation for head in heads)
+    room = memoryview(bytearray(512))
+    for head in heads:
+        gone = loads >= step
+        copy = reader.copy_into(head, room) if into else reader.copy(head)
+        assert copy is None or not gone
+        assert copy is None or events_of(Batch(copy.head, bytes(copy.payload)))
+    return loads >= step
+
+
+@pytest.mark.parametrize("into", [False, True])
+def test_of_a_ring_that_is_claimed_anew_in_the_middle_nothing_is_given(into: bool) -> None:
+    step = 1
+    while claimed_anew_at(step, into=into):
+        step += 1
+    assert step > 20
 
 
 def test_a_batch_is_sealed_when_the_next_one_is_opened_and_marks_its_generations_end() -> None:
