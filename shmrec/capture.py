@@ -125,6 +125,11 @@ def take_cold(segment: Segment, order: Order) -> Path:
     return _write(segment, order, header, {})
 
 
+def _obey(order: Order) -> None:
+    if order.stop():
+        raise CaptureStopped("the collector was told to stop")
+
+
 def _wait(flush: Flush, producers: Mapping[int, tuple[RingReader, Entry]], order: Order) -> None:
     pause = _POLL_FIRST_SECONDS
     polls = 0
@@ -139,8 +144,7 @@ def _wait(flush: Flush, producers: Mapping[int, tuple[RingReader, Entry]], order
             flush.see(index, Sight(writing, closed, newest, ended))
         if flush.done or flush.expire(time.monotonic_ns()):
             return
-        if order.stop():
-            raise CaptureStopped("the collector was told to stop")
+        _obey(order)
         polls += 1
         time.sleep(pause)
         pause = min(2 * pause, _POLL_LAST_SECONDS)
@@ -229,8 +233,7 @@ def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int
             writer.header(header)
             room = _Room()
             for reader, entry in claimed:
-                if order.stop():
-                    raise CaptureStopped("the collector was told to stop")
+                _obey(order)
                 _write_producer(
                     writer, room, reader, entry, order, evidence, oldest, header.generation
                 )
@@ -240,8 +243,7 @@ def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int
                 f"cannot write a snapshot in {order.directory}: {error.strerror}; the older ones "
                 "are untouched"
             ) from error
-        if order.stop():
-            raise CaptureStopped("the collector was told to stop")
+        _obey(order)
         return unfinished.publish(names())
 
 
@@ -312,6 +314,8 @@ def _write_producer(
     producer.damage = scan.damage[:_NOTES_LIMIT]
     writer.producer(producer)
     for copy in copies:
+        # Here too: a ring may have a gigabyte, and the disk may be slow.
+        _obey(order)
         writer.batch(entry.index, copy)
     writer.flush()
 

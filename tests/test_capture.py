@@ -11,7 +11,7 @@ import pytest
 
 import shmrec
 from shmrec import capture
-from shmrec.capture import Order
+from shmrec.capture import CaptureStopped, Order
 from shmrec.errors import RequestFailedError
 from shmrec.layout import ENTRY, EntryState, Geometry
 from shmrec.segment import Segment, create, open_segment
@@ -91,6 +91,31 @@ def test_a_snapshot_holds_one_ring_at_a_time(
     for index in range(producers):
         kept = [event.args["n"] for event in read.events(producers={index})]
         assert kept == list(range(kept[0], 2 * RING // 1000))
+
+
+def test_a_stop_is_obeyed_at_every_batch_and_leaves_no_file(
+    made: Callable[[int], Segment], tmp_path: Path
+) -> None:
+    segment = made(2)
+    looks = 0
+    while True:
+        looks += 1
+        left = iter(range(looks))
+        # True at the last of so many looks.
+        order = Order(
+            directory=tmp_path,
+            size=RING,
+            period_ns=1 << 60,
+            stop=lambda left=left: next(left, None) is None,  # type: ignore[misc]
+        )
+        try:
+            path = capture.take_cold(segment, order)
+        except CaptureStopped:
+            assert not list(tmp_path.iterdir())
+        else:
+            break
+    assert looks > 2 * segment.geometry.slots
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_disk_that_fills_up_in_mid_snapshot_is_told_and_harms_nothing(

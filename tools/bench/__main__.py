@@ -21,13 +21,21 @@ from pathlib import Path
 # A program, not a package that is installed: the checkout's root is where `tools` is found.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tools.bench import event_cost, idle_collector, import_cost, report, snapshot_latency  # noqa: E402
+from tools.bench import (  # noqa: E402
+    collector_memory,
+    event_cost,
+    idle_collector,
+    import_cost,
+    report,
+    snapshot_latency,
+)
 from tools.bench.machine import describe  # noqa: E402
 from tools.bench.report import MISSED, Options, Result  # noqa: E402
 
 MEASUREMENTS = {
     "events": event_cost.measure,
     "snapshot": snapshot_latency.measure,
+    "memory": collector_memory.measure,
     "idle": idle_collector.measure,
     "import": import_cost.measure,
 }
