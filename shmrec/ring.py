@@ -33,6 +33,7 @@ __all__ = ["Batch", "BatchView", "Entry", "Head", "RingReader"]
 _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
     SLOT.word(name) for name in ("number", "generation", "start_ns", "committed", "first", "flags")
 )
+_SCANNED: Final = (_NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS, _NUMBER)
 _IMPLAUSIBLE: Final = 1 << 62
 _LOST_AT_MOST: Final = 1 << 48
 
@@ -117,6 +118,7 @@ class RingReader:
         self._ring: Final = geometry.ring(index)
         self._slots: Final = geometry.slots
         self._slot_size: Final = geometry.slot_size
+        self._end: Final = self._ring + geometry.ring_size
         self._payload_size: Final = geometry.payload_size
 
     def _word(self, name: str) -> int:
@@ -174,9 +176,8 @@ class RingReader:
 
     def _column(self, field: int) -> list[int]:
         """One field of all slots, in the order of the slots."""
-        first = self._ring // WORD + field
-        end = (self._ring + self._slots * self._slot_size) // WORD
-        column: list[int] = self._words[first : end : self._slot_size // WORD].tolist()
+        first, end, step = self._ring // WORD + field, self._end // WORD, self._slot_size // WORD
+        column: list[int] = self._words[first:end:step].tolist()
         return column
 
     def scan(self) -> Scan:
@@ -187,31 +188,24 @@ class RingReader:
         if opening >= _IMPLAUSIBLE:
             scan.damage.append(f"ring {self.index}: newest batch number {opening} is implausible")
             return scan
-        numbers = self._column(_NUMBER)
-        fields = [self._column(each) for each in (_GENERATION, _START, _COMMITTED, _FIRST, _FLAGS)]
-        still = self._column(_NUMBER)
+        # The number first and last: a header is of one batch if it stayed the same meanwhile.
+        columns = [self._column(field) for field in _SCANNED]
         lapped = self._words[self._opening] - slots
-        for number in range(max(1, opening - slots + 1), opening + 1):
-            slot = (number - 1) % slots
-            found = numbers[slot]
+        oldest = max(1, opening - slots + 1)
+        rows = list(zip(*columns, range(self._ring, self._end, self._slot_size), strict=True))
+        split = (oldest - 1) % slots
+        rows = rows[split:] + rows[:split]
+        for number, row in zip(range(oldest, opening + 1), rows, strict=False):
+            found, generation, start_ns, committed, first, flags, still, offset = row
             if found != number:
                 # None or a higher one: being reset, of an earlier producer, or lapped since.
                 if 0 < found < number < opening:
                     scan.damage.append(f"batch {number}: its slot holds number {found}")
                 continue
-            if still[slot] != number or number <= lapped:
+            if still != number or number <= lapped:
                 continue
-            generation, start_ns, committed, first, flags = [column[slot] for column in fields]
-            head = Head(
-                number=number,
-                generation=generation,
-                start_ns=start_ns,
-                size=committed & SIZE_MASK,
-                count=committed >> COUNT_SHIFT,
-                first=first,
-                flags=flags,
-                offset=self._ring + slot * self._slot_size,
-            )
+            size, count = committed & SIZE_MASK, committed >> COUNT_SHIFT
+            head = Head(number, generation, start_ns, size, count, first, flags, offset)
             wrong = self._wrong(head)
             if wrong:
                 scan.damage.append(f"batch {number}: {wrong}")
@@ -224,7 +218,7 @@ class RingReader:
             return f"{head.size} committed bytes are more than a slot holds"
         if head.count > head.size:
             return f"{head.count} events in {head.size} bytes"
-        if max(head.generation, head.start_ns, head.first) >= _IMPLAUSIBLE:
+        if head.generation | head.start_ns | head.first >= _IMPLAUSIBLE:
             return "generation, time or event number is implausible"
         return ""
 
@@ -250,10 +244,10 @@ class RingReader:
         if renewed is None:
             return None
         size, count, flags = renewed
-        if size > len(room):
-            return self.copy(head)
         start = head.offset + SLOT.size
         payload = room[:size]
+        if len(payload) < size:
+            return self.copy(head)
         payload[:] = self._view[start : start + size]
         if not self._still_there(head):
             return None
