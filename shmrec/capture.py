@@ -195,10 +195,13 @@ def oldest_kept(
     for ring in heads:
         rings += bool(ring)
         for head in ring:
-            if head.generation <= wanted:
-                generation = head.generation
-                sizes[generation] = sizes.get(generation, 0) + head.size
-                starts[generation] = min(starts.get(generation, head.start_ns), head.start_ns)
+            generation = head.generation
+            if generation in sizes:
+                sizes[generation] += head.size
+                if head.start_ns < starts[generation]:
+                    starts[generation] = head.start_ns
+            elif generation <= wanted:
+                sizes[generation], starts[generation] = head.size, head.start_ns
     oldest, total, start = wanted, 0, now_ns
     limit = size * rings
     for number, generation in enumerate(sorted(sizes, reverse=True)):
