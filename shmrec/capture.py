@@ -1,25 +1,29 @@
 """Taking a snapshot: flush, choose generations, copy every ring, write one file.
 
 `take` runs in the collector; `take_cold` in `recover`, on memory that nobody flushes any more.
-Both stream: at any time one ring's kept batches are in private memory.
+
+Invariants: both stream, so that at any time one ring's kept batches are in private memory, and
+the headers of one ring; a batch is written only from a copy that was found intact after it had
+been made.
 """
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from shmrec import fence, ledger, process, store
+from shmrec.checksum import crc32
 from shmrec.errors import RecordingNameError, ShmrecError, SnapshotWriteError
 from shmrec.generation import Evidence, Flush, Flushes, Sight
 from shmrec.layout import EntryState
 from shmrec.manifest import Cause, Header, Producer
 from shmrec.naming import check_name
-from shmrec.ring import Batch, Entry, Head, RingReader
+from shmrec.ring import Batch, BatchView, Entry, Head, RingReader
 from shmrec.segment import Segment
 from shmrec.snapshot_file import FileWriter
 
@@ -107,16 +111,23 @@ def take_cold(segment: Segment, order: Order) -> Path:
     """Write a snapshot of memory as it is; changes nothing in it."""
     header = _header(segment, order)
     header.started_wall_ns = header.taken_wall_ns
-    heads = [head for reader, _ in _claimed(_readers(segment)) for head in reader.scan().heads]
-    header.generation = max((head.generation for head in heads), default=0)
+    seen: set[int] = set()
+    last = segment.word("heartbeat_ns")
+    for heads in _heads(_claimed(_readers(segment)), seen):
+        last = max([last, *(head.start_ns for head in heads)])
+    header.generation = max(seen, default=0)
     # The clock stopped with the last sign of life: however late this is read, ages are those
     # of that moment. The segment's own pair of clocks holds after a reboot too.
-    last = max([segment.word("heartbeat_ns"), *(head.start_ns for head in heads)])
     if last < _NO_CUT:
         header.taken_mono_ns = last
         began = segment.word("created_mono_ns")
         header.taken_wall_ns = segment.word("created_wall_ns") + last - began
     return _write(segment, order, header, {})
+
+
+def _obey(order: Order) -> None:
+    if order.stop():
+        raise CaptureStopped("the collector was told to stop")
 
 
 def _wait(flush: Flush, producers: Mapping[int, tuple[RingReader, Entry]], order: Order) -> None:
@@ -133,8 +144,7 @@ def _wait(flush: Flush, producers: Mapping[int, tuple[RingReader, Entry]], order
             flush.see(index, Sight(writing, closed, newest, ended))
         if flush.done or flush.expire(time.monotonic_ns()):
             return
-        if order.stop():
-            raise CaptureStopped("the collector was told to stop")
+        _obey(order)
         polls += 1
         time.sleep(pause)
         pause = min(2 * pause, _POLL_LAST_SECONDS)
@@ -164,7 +174,7 @@ def _recording(segment: Segment) -> str:
 
 
 def oldest_kept(
-    heads: Sequence[Sequence[Head]],
+    heads: Iterable[Sequence[Head]],
     wanted: int,
     ends: Mapping[int, int],
     *,
@@ -176,18 +186,24 @@ def oldest_kept(
 
     From the newest complete generation `wanted` backwards, until `size` bytes per producer
     or the age `period_ns` is exceeded; the generation that crosses a limit stays, one that
-    lies beyond it does not. `ends` says when generations ended, as far as is known.
+    lies beyond it does not. `ends` says when generations ended, as far as is known. `heads`,
+    those of each ring, is gone through once.
     """
     sizes: dict[int, int] = {}
     starts: dict[int, int] = {}
+    rings = 0
     for ring in heads:
+        rings += bool(ring)
         for head in ring:
-            if head.generation <= wanted:
-                generation = head.generation
-                sizes[generation] = sizes.get(generation, 0) + head.size
-                starts[generation] = min(starts.get(generation, head.start_ns), head.start_ns)
+            generation = head.generation
+            if generation in sizes:
+                sizes[generation] += head.size
+                if head.start_ns < starts[generation]:
+                    starts[generation] = head.start_ns
+            elif generation <= wanted:
+                sizes[generation], starts[generation] = head.size, head.start_ns
     oldest, total, start = wanted, 0, now_ns
-    limit = size * sum(1 for ring in heads if ring)
+    limit = size * rings
     for number, generation in enumerate(sorted(sizes, reverse=True)):
         begun_by = ends.get(generation, start)
         if number and (total > limit or now_ns - min(start, begun_by) > period_ns):
@@ -200,47 +216,76 @@ def oldest_kept(
 
 def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int, str]) -> Path:
     claimed = _claimed(_readers(segment))
-    scans = [reader.scan().heads for reader, _ in claimed]
+    seen: set[int] = set()
     oldest = oldest_kept(
-        scans,
+        _heads(claimed, seen),
         header.generation,
         ledger.ends(segment),
         size=order.size,
         period_ns=order.period_ns,
         now_ns=header.taken_mono_ns,
     )
-    kept = {
-        head.generation
-        for heads in scans
-        for head in heads
-        if oldest <= head.generation <= header.generation
-    }
-    header.generations = sorted(kept)
+    header.generations = sorted(each for each in seen if oldest <= each <= header.generation)
     names = order.names or (
         lambda: store.file_names(header.recording, header.reason, header.taken_wall_ns)
     )
     store.prepare(order.directory)
     with store.Unfinished(order.directory) as unfinished:
         try:
-            writer = FileWriter(unfinished.file)
+            writer = FileWriter(unfinished.file, crc32)
             writer.header(header)
+            room = _Room()
             for reader, entry in claimed:
-                if order.stop():
-                    raise CaptureStopped("the collector was told to stop")
-                _write_producer(writer, reader, entry, order, evidence, oldest, header.generation)
+                _obey(order)
+                _write_producer(
+                    writer, room, reader, entry, order, evidence, oldest, header.generation
+                )
             writer.trailer()
         except OSError as error:
             raise SnapshotWriteError(
                 f"cannot write a snapshot in {order.directory}: {error.strerror}; the older ones "
                 "are untouched"
             ) from error
-        if order.stop():
-            raise CaptureStopped("the collector was told to stop")
+        _obey(order)
         return unfinished.publish(names())
+
+
+def _heads(claimed: Sequence[tuple[RingReader, Entry]], seen: set[int]) -> Iterator[list[Head]]:
+    """The headers of one ring after the other; the generations met are added to `seen`."""
+    for reader, _ in claimed:
+        heads = reader.scan().heads
+        seen.update(head.generation for head in heads)
+        yield heads
+
+
+class _Room:
+    """Memory for one ring's copies, used again for the next ring's."""
+
+    def __init__(self) -> None:
+        self._memory = bytearray()
+
+    def copies(self, reader: RingReader, heads: Sequence[Head]) -> list[Batch | BatchView]:
+        """Copies of the batches that are still there; they last until the next call."""
+        wanted = sum(head.size for head in heads)
+        if wanted > len(self._memory):
+            # Never both at a time: what rings hold differs by a little from one to the next.
+            self._memory = bytearray()
+            self._memory = bytearray(wanted)
+        rest = memoryview(self._memory)
+        found: list[Batch | BatchView] = []
+        for head in heads:
+            # One that has grown since it was seen may have to go elsewhere.
+            copy = reader.copy_into(head, rest)
+            if copy is not None:
+                found.append(copy)
+                if isinstance(copy, BatchView):
+                    rest = rest[len(copy.payload) :]
+        return found
 
 
 def _write_producer(
     writer: FileWriter,
+    room: _Room,
     reader: RingReader,
     entry: Entry,
     order: Order,
@@ -262,21 +307,23 @@ def _write_producer(
     ]
     if heads and (not wished or wished[-1] is not heads[-1]):
         wished.append(heads[-1])
-    copies = [copy for head in wished if (copy := reader.copy(head)) is not None]
+    copies = room.copies(reader, wished)
     if not copies and heads:
         # So fast that it lapped us: the newest batch, once more.
-        again = reader.scan().heads
-        copies = [copy for head in again[-1:] if (copy := reader.copy(head)) is not None]
+        copies = room.copies(reader, reader.scan().heads[-1:])
     if reader.incarnation() != entry.incarnation:
         return  # Another process took the ring over: nothing of this one is left.
     _count(producer, heads, copies)
     producer.damage = scan.damage[:_NOTES_LIMIT]
     writer.producer(producer)
     for copy in copies:
+        # Here too: a ring may have a gigabyte, and the disk may be slow.
+        _obey(order)
         writer.batch(entry.index, copy)
+    writer.flush()
 
 
-def _count(producer: Producer, heads: Sequence[Head], copies: Sequence[Batch]) -> None:
+def _count(producer: Producer, heads: Sequence[Head], copies: Sequence[Batch | BatchView]) -> None:
     """Recorded, kept, trimmed and overwritten events; they always add up."""
     newest = max((head.first + head.count for head in heads), default=0)
     newest = max([newest, *(copy.head.first + copy.head.count for copy in copies)])

@@ -4,7 +4,9 @@ Runs in the collector and in tools. The other half of the protocol is `batch` an
 
 Invariants: nothing in the segment is believed before it has been checked against the
 geometry; a batch is handed out only if its slot still carried its number, and no newer batch
-for that slot had been announced by ``opening``, *after* its bytes were copied.
+for that slot had been announced by ``opening``, *after* its bytes were copied. A scan reads
+the slots' headers field by field, each field of the whole ring in one pass, and believes a
+header by the same rule: its number before and after all of its other fields.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from shmrec.layout import (
     Geometry,
 )
 
-__all__ = ["Batch", "Entry", "Head", "RingReader"]
+__all__ = ["Batch", "BatchView", "Entry", "Head", "RingReader"]
 
 _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
     SLOT.word(name) for name in ("number", "generation", "start_ns", "committed", "first", "flags")
 )
+_SCANNED: Final = (_NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS, _NUMBER)
 _IMPLAUSIBLE: Final = 1 << 62
 
 
@@ -86,6 +89,14 @@ class Batch:
 
 
 @dataclass(slots=True)
+class BatchView:
+    """A batch's header and a copy of its payload in memory that the reader's caller owns."""
+
+    head: Head
+    payload: memoryview
+
+
+@dataclass(slots=True)
 class Scan:
     """The batches of a ring, oldest first, and what was wrong with the slots left out."""
 
@@ -103,6 +114,12 @@ class RingReader:
         self.index: Final = index
         self._entry: Final = geometry.entry(index)
         self._opening: Final = ENTRY.word("opening", self._entry)
+        # Once: a snapshot asks for them some thousand times.
+        self._ring: Final = geometry.ring(index)
+        self._slots: Final = geometry.slots
+        self._slot_size: Final = geometry.slot_size
+        self._end: Final = self._ring + geometry.ring_size
+        self._payload_size: Final = geometry.payload_size
 
     def _word(self, name: str) -> int:
         word: int = self._words[ENTRY.word(name, self._entry)]
@@ -154,40 +171,40 @@ class RingReader:
         )
 
     def _slot(self, number: int) -> int:
-        geometry = self._geometry
-        return geometry.ring(self.index) + (number - 1) % geometry.slots * geometry.slot_size
+        return self._ring + (number - 1) % self._slots * self._slot_size
+
+    def _column(self, field: int) -> list[int]:
+        """One field of all slots, in the order of the slots."""
+        first, end, step = self._ring // WORD + field, self._end // WORD, self._slot_size // WORD
+        column: list[int] = self._words[first:end:step].tolist()
+        return column
 
     def scan(self) -> Scan:
         """The headers of all batches in the ring, in order of their numbers."""
-        geometry, words = self._geometry, self._words
+        slots = self._slots
         scan = Scan([])
-        opening = words[self._opening]
+        opening = self._words[self._opening]
         if opening >= _IMPLAUSIBLE:
             scan.damage.append(f"ring {self.index}: newest batch number {opening} is implausible")
             return scan
-        for number in range(max(1, opening - geometry.slots + 1), opening + 1):
-            offset = self._slot(number)
-            base = offset // WORD
-            found = words[base + _NUMBER]
-            if found == 0 or found > opening:
-                continue  # Being reset, of an earlier producer, or lapped since we looked.
+        # The number first and last: a header is of one batch if it stayed the same meanwhile.
+        columns = [self._column(field) for field in _SCANNED]
+        lapped = self._words[self._opening] - slots
+        oldest = max(1, opening - slots + 1)
+        rows = list(zip(*columns, range(self._ring, self._end, self._slot_size), strict=True))
+        split = (oldest - 1) % slots
+        rows = rows[split:] + rows[:split]
+        for number, row in zip(range(oldest, opening + 1), rows, strict=False):
+            found, generation, start_ns, committed, first, flags, still, offset = row
             if found != number:
-                if found < number and number <= opening - 1:
+                # None or a higher one: being reset, of an earlier producer, or lapped since.
+                if 0 < found < number < opening:
                     scan.damage.append(f"batch {number}: its slot holds number {found}")
                 continue
-            committed = words[base + _COMMITTED]
-            head = Head(
-                number=number,
-                generation=words[base + _GENERATION],
-                start_ns=words[base + _START],
-                size=committed & SIZE_MASK,
-                count=committed >> COUNT_SHIFT,
-                first=words[base + _FIRST],
-                flags=words[base + _FLAGS],
-                offset=offset,
-            )
-            if words[base + _NUMBER] != number or words[self._opening] >= number + geometry.slots:
+            if still != number or number <= lapped:
                 continue
+            size, count = committed & SIZE_MASK, committed >> COUNT_SHIFT
+            head = Head(number, generation, start_ns, size, count, first, flags, offset)
             wrong = self._wrong(head)
             if wrong:
                 scan.damage.append(f"batch {number}: {wrong}")
@@ -196,11 +213,11 @@ class RingReader:
         return scan
 
     def _wrong(self, head: Head) -> str:
-        if head.size > self._geometry.payload_size:
+        if head.size > self._payload_size:
             return f"{head.size} committed bytes are more than a slot holds"
         if head.count > head.size:
             return f"{head.count} events in {head.size} bytes"
-        if max(head.generation, head.start_ns, head.first) >= _IMPLAUSIBLE:
+        if head.generation | head.start_ns | head.first >= _IMPLAUSIBLE:
             return "generation, time or event number is implausible"
         return ""
 
@@ -209,21 +226,49 @@ class RingReader:
 
         The committed length is read again, so that the copy is as new as can be.
         """
-        words = self._words
-        base = head.offset // WORD
-        committed = words[base + _COMMITTED]
-        flags = words[base + _FLAGS]
-        size, count = committed & SIZE_MASK, committed >> COUNT_SHIFT
-        if size > self._geometry.payload_size or count > size:
+        renewed = self._renewed(head)
+        if renewed is None:
             return None
+        size, count, flags = renewed
         start = head.offset + SLOT.size
         payload = bytes(self._view[start : start + size])
-        if words[self._opening] >= head.number + self._geometry.slots:
-            return None
-        if words[base + _NUMBER] != head.number:
+        if not self._still_there(head):
             return None
         head.size, head.count, head.flags = size, count, flags
         return Batch(head, payload)
+
+    def copy_into(self, head: Head, room: memoryview) -> BatchView | Batch | None:
+        """As `copy`, but into the beginning of `room`, if it has room enough."""
+        renewed = self._renewed(head)
+        if renewed is None:
+            return None
+        size, count, flags = renewed
+        start = head.offset + SLOT.size
+        payload = room[:size]
+        if len(payload) < size:
+            return self.copy(head)
+        payload[:] = self._view[start : start + size]
+        if not self._still_there(head):
+            return None
+        head.size, head.count, head.flags = size, count, flags
+        return BatchView(head, payload)
+
+    def _renewed(self, head: Head) -> tuple[int, int, int] | None:
+        """The batch's committed bytes and events and its flags as of now, checked."""
+        base = head.offset // WORD
+        committed = self._words[base + _COMMITTED]
+        flags = self._words[base + _FLAGS]
+        size, count = committed & SIZE_MASK, committed >> COUNT_SHIFT
+        if size > self._payload_size or count > size:
+            return None
+        return size, count, flags
+
+    def _still_there(self, head: Head) -> bool:
+        """Whether what was copied before this call was the batch's."""
+        if self._words[self._opening] >= head.number + self._slots:
+            return False
+        found: int = self._words[head.offset // WORD + _NUMBER]
+        return found == head.number
 
     def recorded(self, heads: Sequence[Head]) -> int:
         """Events recorded since the producer attached, as far as its ring tells."""

@@ -23,10 +23,10 @@ import os
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeAlias
 
 import msgpack
 
@@ -36,14 +36,20 @@ from shmrec.ending import find_ending
 from shmrec.errors import DamagedFileError, NoSuchSnapshotError
 from shmrec.layout import Frame
 from shmrec.manifest import Cause, Header, Producer
-from shmrec.ring import Batch
+from shmrec.ring import Batch, BatchView
 
 __all__ = ["Cause", "FileWriter", "Header", "Producer", "Snapshot", "read"]
+
+Checksum: TypeAlias = Callable[..., int]
 
 _HEADER: Final = struct.Struct(layout.FRAME_HEADER)
 _LENGTH: Final = struct.Struct("<I")
 _MARKER: Final = _LENGTH.pack(layout.FRAME_MARKER)
 _SEARCH_BYTES: Final = 1 << 16
+_ARRAY_OF_9: Final = b"\x99"
+_BUNCH_BYTES: Final = 1 << 20
+# Half of what one writev(2) takes.
+_BUNCH_PARTS: Final = 512
 _NOTES_LIMIT: Final = 100
 _ITEMS_LIMIT: Final = 1 << 16
 _WASTE: Final = 4
@@ -60,59 +66,87 @@ _PRODUCER_KEYS: Final = tuple(
 
 
 class FileWriter:
-    """Writes frames to a binary file; knows nothing of names and directories."""
+    """Writes frames to a binary file; knows nothing of names and directories.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    The file is given frames in bunches, through its ``writelines``; `flush` gives it those
+    that wait. `crc32` is whatever computes what ``zlib.crc32`` does.
+    """
+
+    def __init__(self, file: IO[bytes], crc32: Checksum = zlib.crc32) -> None:
         self._file = file
-        self._pack = msgpack.Packer(use_bin_type=True).pack
-        self.bytes = file.write(layout.FILE_MAGIC)
+        self._crc32 = crc32
+        self._pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
+        self._parts: list[bytes | memoryview] = [layout.FILE_MAGIC]
+        self._waiting = 0
+        self.bytes = len(layout.FILE_MAGIC)
         self.producers = 0
         self.batches = 0
         self.events = 0
 
-    def _frame(self, value: list[Any]) -> None:
-        packed = self._pack(value)
-        length = _LENGTH.pack(len(packed))
-        crc = zlib.crc32(packed, zlib.crc32(length))
-        self._file.write(_HEADER.pack(layout.FRAME_MARKER, len(packed), crc, 0))
-        self._file.write(packed)
-        self.bytes += _HEADER.size + len(packed)
+    def _frame(self, head: bytes, payload: bytes | memoryview = b"") -> None:
+        """A frame whose value is `head` and, behind it, `payload`."""
+        length = len(head) + len(payload)
+        crc = self._crc32(payload, self._crc32(_LENGTH.pack(length) + head))
+        self._parts.append(_HEADER.pack(layout.FRAME_MARKER, length, crc, 0) + head)
+        if payload:
+            self._parts.append(payload)
+        self._waiting += _HEADER.size + length
+        self.bytes += _HEADER.size + length
+        if self._waiting >= _BUNCH_BYTES or len(self._parts) >= _BUNCH_PARTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Give the file all frames so far: the batches' memory may be used again."""
+        parts, self._parts, self._waiting = self._parts, [], 0
+        self._file.writelines(parts)
 
     def header(self, header: Header) -> None:
         """The first frame."""
-        self._frame([Frame.HEADER, {key: getattr(header, key) for key in _HEADER_KEYS}])
+        value = {key: getattr(header, key) for key in _HEADER_KEYS}
+        self._frame(self._pack([Frame.HEADER, value]))
 
     def producer(self, producer: Producer) -> None:
         """A producer; its batches come after it."""
         value: dict[str, Any] = {key: getattr(producer, key) for key in _PRODUCER_KEYS}
         if producer.cause is not None:
             value["cause"] = vars(producer.cause)
-        self._frame([Frame.PRODUCER, value])
+        self._frame(self._pack([Frame.PRODUCER, value]))
         self.producers += 1
 
-    def batch(self, producer: int, batch: Batch) -> None:
-        """One batch of the producer with that index."""
+    def batch(self, producer: int, batch: Batch | BatchView) -> None:
+        """One batch of the producer with that index; kept by reference until `flush`."""
         head = batch.head
-        self._frame(
-            [
-                Frame.BATCH,
-                producer,
-                head.number,
-                head.generation,
-                head.start_ns,
-                head.first,
-                head.count,
-                head.flags,
-                batch.payload,
-            ]
-        )
+        fields = [
+            Frame.BATCH,
+            producer,
+            head.number,
+            head.generation,
+            head.start_ns,
+            head.first,
+            head.count,
+            head.flags,
+        ]
+        # The payload, which is nearly all of it, is not worth copying into msgpack and out
+        # again: the array is said to have one element more, and that follows.
+        packed = _ARRAY_OF_9 + self._pack(fields)[1:] + _bin_header(len(batch.payload))
+        self._frame(packed, batch.payload)
         self.batches += 1
         self.events += head.count
 
     def trailer(self) -> None:
-        """The last frame: a file without it is incomplete."""
+        """The last frame, and all that waited: a file without it is incomplete."""
         counts = {"producers": self.producers, "batches": self.batches, "events": self.events}
-        self._frame([Frame.TRAILER, counts])
+        self._frame(self._pack([Frame.TRAILER, counts]))
+        self.flush()
+
+
+def _bin_header(length: int) -> bytes:
+    """What precedes so many bytes in msgpack; its packer offers none."""
+    if length < 1 << 8:
+        return b"\xc4" + length.to_bytes(1)
+    if length < 1 << 16:
+        return b"\xc5" + length.to_bytes(2)
+    return b"\xc6" + length.to_bytes(4)
 
 
 @dataclass(slots=True)

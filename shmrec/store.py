@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
+from shmrec.durable import DurableFile
 from shmrec.errors import NoSuchSnapshotError, SnapshotWriteError, WrongOwnerError
 
 __all__ = ["Stored", "Unfinished", "default_directory", "enforce_quota", "listing", "newest"]
@@ -94,7 +95,7 @@ def slug(reason: str) -> str:
 class Unfinished:
     """A snapshot being written; `publish` gives it its name, leaving without doing so none.
 
-    `file` is open for writing. Use as a context manager; raises `SnapshotWriteError`.
+    `file` is open for writing, unbuffered. Use as a context manager; raises `SnapshotWriteError`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -115,7 +116,7 @@ class Unfinished:
             raise SnapshotWriteError(
                 f"cannot write in the snapshot directory {directory}: {error.strerror}"
             ) from error
-        self.file: IO[bytes] = os.fdopen(fd, "wb", buffering=1 << 18)
+        self.file: IO[bytes] = DurableFile(fd)
 
     def _create(self) -> int:
         flags = os.O_WRONLY | os.O_CLOEXEC
@@ -134,7 +135,6 @@ class Unfinished:
     def publish(self, names: Iterator[str]) -> Path:
         """Sync, and link under the first of `names` that is free."""
         try:
-            self.file.flush()
             fd = self.file.fileno()
             os.fchmod(fd, 0o600)
             os.fsync(fd)
@@ -168,7 +168,7 @@ class Unfinished:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Closing flushes what a full disk refused already; the failure has been told.
+        # Some file systems tell on closing what a full disk refused; that has been told.
         with contextlib.suppress(OSError):
             self.file.close()
         if self._hidden is not None:

@@ -27,6 +27,9 @@ class Stepped:
         self._stores = stores
 
     def __getitem__(self, key: Any) -> Any:
+        if self._loads and isinstance(key, slice) and key.step is not None:
+            # A pass over one field of many slots: a load each.
+            return _SteppedPass(self._under[key], self._step)
         if self._loads:
             self._step()
         return self._under[key]
@@ -44,6 +47,21 @@ class Stepped:
         else:
             self._step()
             self._under[key] = value
+
+
+class _SteppedPass:
+    """A strided view whose words are loaded one by one."""
+
+    def __init__(self, under: Any, step: Callable[[], None]) -> None:
+        self._under = under
+        self._step = step
+
+    def tolist(self) -> list[int]:
+        loaded = []
+        for index in range(len(self._under)):
+            self._step()
+            loaded.append(self._under[index])
+        return loaded
 
 
 class Arena:

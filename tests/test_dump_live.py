@@ -54,8 +54,9 @@ def kill_collector(scene: Scene) -> None:
 
 
 def kill_everything(scene: Scene) -> None:
-    scene.kill_everything(collector_of(scene))
-    wait_until(lambda: not any(process.alive(pid, 0) for pid in scene.workers))
+    collector = collector_of(scene)
+    scene.kill_everything(collector)
+    wait_until(lambda: not any(process.alive(pid, 0) for pid in [collector, *scene.workers]))
 
 
 def listed(scene: Scene) -> dict[str, Any]:

@@ -6,11 +6,13 @@ a few hundred events reset, fill, seal and lap every slot many times.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
 
-from shmrec.layout import SlotFlag
+from shmrec.layout import ENTRY, SlotFlag
+from shmrec.ring import Batch, BatchView
 
 from .arena import Arena, Baton, batches, events_in, events_of, numbered
 
@@ -115,6 +117,118 @@ def test_a_writer_that_moves_between_any_two_loads_never_tears_what_the_reader_g
         baton.finish()
     assert passes
     assert [event.args["n"] for event in events_in(arena.reader())][-1] == 399
+
+
+@pytest.mark.parametrize("pace", [1, 2, 3, 5, 8, 13, 40, 150, 400])
+def test_what_is_copied_into_a_room_is_whole_however_the_writer_moves(pace: int) -> None:
+    arena = Arena()
+
+    def work(step: Callable[[], None]) -> None:
+        writer = arena.writer(step)
+        for name, n in numbered(400):
+            writer.instant(name, n=n)
+
+    baton = Baton(work)
+    reader = arena.reader(lambda: baton.advance(pace))
+    # Of some batches it takes the whole, of some nothing.
+    room = memoryview(bytearray(300))
+    lent = elsewhere = 0
+    try:
+        while not baton.done:
+            for head in reader.scan().heads:
+                copy = reader.copy_into(head, room)
+                if copy is None:
+                    continue
+                lent += isinstance(copy, BatchView)
+                elsewhere += isinstance(copy, Batch)
+                numbers = [
+                    event.args["n"] for event in events_of(Batch(copy.head, bytes(copy.payload)))
+                ]
+                assert numbers == list(range(copy.head.first, copy.head.first + len(numbers)))
+    finally:
+        baton.finish()
+    seen = [reader.copy_into(head, room) for head in reader.scan().heads]
+    assert lent + len([copy for copy in seen if isinstance(copy, BatchView)])
+    assert elsewhere + len([copy for copy in seen if isinstance(copy, Batch)])
+    assert all(len(copy.payload) <= len(room) for copy in seen if isinstance(copy, BatchView))
+
+
+@pytest.mark.parametrize("pace", [1, 2, 3, 5, 8])
+def test_the_fields_of_a_header_are_of_one_batch_however_the_writer_moves(pace: int) -> None:
+    arena = Arena()
+
+    def work(step: Callable[[], None]) -> None:
+        writer = arena.writer(step)
+        for name, n in numbered(600):
+            arena.set_generation(1 + n // 3)
+            writer.instant(name, n=n, pad="x" * 60)
+
+    baton = Baton(work)
+    reader = arena.reader(lambda: baton.advance(pace))
+    fields: dict[int, tuple[int, int, int]] = {}
+    try:
+        while not baton.done:
+            heads = reader.scan().heads
+            for head in heads:
+                found = head.generation, head.start_ns, head.first
+                assert fields.setdefault(head.number, found) == found
+            for older, newer in itertools.pairwise(heads):
+                assert older.number < newer.number
+                assert older.start_ns < newer.start_ns
+                assert older.first + older.count <= newer.first
+    finally:
+        baton.finish()
+    assert fields
+
+
+def test_a_batch_that_was_lapped_is_not_given() -> None:
+    arena = Arena()
+    writer = arena.writer()
+    writer.instant("first", n=0)
+    reader = arena.reader()
+    [head] = reader.scan().heads
+    for n in range(500):
+        writer.instant("more", n=n)
+    assert reader.copy(head) is None
+    assert reader.copy_into(head, memoryview(bytearray(4096))) is None
+
+
+def claimed_anew_at(step: int, *, into: bool) -> bool:
+    """Read a ring that is reset right before that load; False if there is no such load."""
+    arena = Arena()
+    writer = arena.writer()
+    for n in range(5):
+        arena.set_generation(1 + n)
+        writer.instant("old", n=n)
+    loads = 0
+
+    def load() -> None:
+        nonlocal loads
+        loads += 1
+        if loads == step:
+            # As an attacher does it: no newest batch, and no numbers.
+            arena.words[ENTRY.word("opening", arena.entry)] = 0
+            start = arena.geometry.ring(0)
+            arena.view[start : start + arena.geometry.ring_size] = bytes(arena.geometry.ring_size)
+
+    reader = arena.reader(load)
+    heads = reader.scan().heads
+    assert all(head.start_ns and head.generation for head in heads)
+    room = memoryview(bytearray(512))
+    for head in heads:
+        gone = loads >= step
+        copy = reader.copy_into(head, room) if into else reader.copy(head)
+        assert copy is None or not gone
+        assert copy is None or events_of(Batch(copy.head, bytes(copy.payload)))
+    return loads >= step
+
+
+@pytest.mark.parametrize("into", [False, True])
+def test_of_a_ring_that_is_claimed_anew_in_the_middle_nothing_is_given(into: bool) -> None:
+    step = 1
+    while claimed_anew_at(step, into=into):
+        step += 1
+    assert step > 20
 
 
 def test_a_batch_is_sealed_when_the_next_one_is_opened_and_marks_its_generations_end() -> None:

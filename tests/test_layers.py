@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEVELS = (
-    ("_version", "errors", "events"),
+    ("_version", "errors", "events", "checksum", "durable"),
     ("layout", "values"),
     ("process", "naming", "threads"),
     ("segment", "_native"),
@@ -38,6 +38,7 @@ SIDEWAYS = (("commands.*", "commands.*"), ("integrations.*", "integrations.*"))
 THIRD_PARTIES = {
     "posix_ipc": ("*",),
     "msgpack": ("*",),
+    "isal": ("checksum",),
     "click": ("commands.*",),
     "rich": ("commands.*",),
     "_typeshed": ("*",),  # every type checker brings it; it does not exist at run time

@@ -49,6 +49,44 @@ def test_an_answer_reaches_its_requester(made: Segment) -> None:
     assert not requests.pending(made)
 
 
+class Clock:
+    """Time that passes only in `sleep`, and an answer that comes when it is time for it."""
+
+    def __init__(self, made: Segment, after: float) -> None:
+        self.made = made
+        self.after = after
+        self.now = 1000.0
+        self.polls = 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def monotonic_ns(self) -> int:
+        return int(self.now * 1e9)
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.polls += 1
+        self.now += seconds
+        if self.now >= 1000.0 + self.after:
+            for request in requests.pending(self.made):
+                requests.answer(self.made, request, "answered")
+
+
+@pytest.mark.parametrize("after", [0.0001, 0.001, 0.01, 0.04, 0.06, 0.5, 5.0])
+def test_an_answer_is_seen_a_small_share_of_its_time_after_it_came(
+    made: Segment, monkeypatch: pytest.MonkeyPatch, after: float
+) -> None:
+    clock = Clock(made, after)
+    monkeypatch.setattr(requests, "time", clock)
+    assert requests.ask(made, None, Verb.SNAPSHOT, timeout=30) == "answered"
+    late = clock.now - 1000.0 - after
+    assert late <= max(0.0002, after / 30)
+    assert late <= 0.02
+    # Nor is it looked for all the time.
+    assert clock.polls < 200 + after / 0.01
+
+
 def test_a_failure_is_raised_in_the_collectors_words(made: Segment) -> None:
     answers: list[object] = []
     thread = asking(made, answers)

@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from tools.bench import (  # noqa: E402
+    collector_memory,
     event_cost,
     idle_collector,
     import_cost,
@@ -37,6 +38,7 @@ MEASUREMENTS = {
     "events": event_cost.measure,
     "peers": peers.measure,
     "snapshot": snapshot_latency.measure,
+    "memory": collector_memory.measure,
     "idle": idle_collector.measure,
     "import": import_cost.measure,
 }

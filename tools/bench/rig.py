@@ -88,18 +88,6 @@ def attached(directory: Path) -> Iterator[shmrec.Recorder]:
         yield rig.flight.recorder
 
 
-def memory(pid: int) -> str:
-    """The process's peak memory and how much of what it holds now is its own."""
-    found = {}
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key in ("VmHWM", "RssAnon"):
-            found[key] = int(value.split()[0]) / 1024
-    if len(found) < 2:
-        return ""
-    return f"collector peak {found['VmHWM']:.0f} MiB, {found['RssAnon']:.0f} MiB private"
-
-
 def _produce(name: str, size: int) -> None:
     warnings.simplefilter("error")
     recorder = shmrec.attach(name, label="bench", required=True)

@@ -1,0 +1,126 @@
+"""`FileWriter`: the bytes of a frame, whichever way its payload came."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+import shmrec
+from shmrec import checksum, layout
+from shmrec.layout import Frame
+from shmrec.manifest import Header, Producer
+from shmrec.ring import Batch, BatchView, Head
+from shmrec.snapshot_file import FileWriter
+
+PAYLOADS = [0, 1, 255, 256, 16_320, 65_535, 65_536, 1 << 20]
+NUMBERS = [1, 127, 128, 255, 256, 65_536, 1 << 32, (1 << 62) - 1]
+
+
+def frame(value: Any) -> bytes:
+    """A frame as the format declares it, its value packed by msgpack as a whole."""
+    packed = msgpack.packb(value)
+    length = struct.pack("<I", len(packed))
+    crc = zlib.crc32(length + packed)
+    return struct.pack(layout.FRAME_HEADER, layout.FRAME_MARKER, len(packed), crc, 0) + packed
+
+
+def value(producer: int, head: Head, payload: bytes) -> list[Any]:
+    return [
+        Frame.BATCH,
+        producer,
+        head.number,
+        head.generation,
+        head.start_ns,
+        head.first,
+        head.count,
+        head.flags,
+        payload,
+    ]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("size", PAYLOADS)
+def test_a_batch_is_packed_as_msgpack_packs_the_whole_of_it(size: int, number: int) -> None:
+    payload = bytes(range(256)) * (size // 256 + 1)
+    payload = payload[:size]
+    head = Head(number, number, number, size, min(number, size), number, 7, 0)
+    for lent in (Batch(head, payload), BatchView(head, memoryview(bytearray(payload)))):
+        file = io.BytesIO()
+        writer = FileWriter(file, checksum.crc32)
+        writer.batch(number, lent)
+        writer.flush()
+        expected = layout.FILE_MAGIC + frame(value(number, head, payload))
+        assert file.getvalue() == expected
+        assert writer.bytes == len(expected)
+
+
+def test_every_kind_of_frame_is_what_msgpack_packs(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    writer = FileWriter(file)
+    writer.header(Header(recording="web", reason="é"))
+    writer.producer(Producer(index=3, label="worker"))
+    writer.trailer()
+    frames = file.getvalue()
+    at = len(layout.FILE_MAGIC)
+    kinds = []
+    while at < len(frames):
+        length = struct.unpack_from("<I", frames, at + 4)[0]
+        packed = frames[at + layout.FRAME_HEADER_SIZE :][:length]
+        unpacked = msgpack.unpackb(packed)
+        kinds.append(unpacked[0])
+        assert frames[at : at + layout.FRAME_HEADER_SIZE + length] == frame(unpacked)
+        at += layout.FRAME_HEADER_SIZE + length
+    assert kinds == [Frame.HEADER, Frame.PRODUCER, Frame.TRAILER]
+    (tmp_path / "file").write_bytes(frames)
+    read = shmrec.read(tmp_path / "file")
+    assert not read.damage
+    assert read.header.reason == "é"
+    assert [producer.label for producer in read.producers] == ["worker"]
+
+
+class Bunches(io.BytesIO):
+    """Counts the bunches, and how much was in the largest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.parts: list[int] = []
+
+    def writelines(self, parts: Any, /) -> None:
+        kept = list(parts)
+        self.parts.append(len(kept))
+        self.sizes.append(sum(len(part) for part in kept))
+        super().writelines(kept)
+
+
+@pytest.mark.parametrize("size", [1, 16_320])
+def test_frames_wait_for_each_other_but_not_without_bound(size: int) -> None:
+    file = Bunches()
+    writer = FileWriter(file)
+    for number in range(1, 1001):
+        writer.batch(0, Batch(Head(number, 1, 1, size, 1, number, 0, 0), bytes(size)))
+    writer.flush()
+    assert len(file.getvalue()) == writer.bytes
+    assert len(file.sizes) < 100
+    assert max(file.sizes) < 2 << 20
+    assert max(file.parts) <= 1024
+
+
+def test_memory_that_was_lent_may_be_used_again_after_a_flush() -> None:
+    room = bytearray(b"first")
+    file = io.BytesIO()
+    writer = FileWriter(file)
+    head = Head(1, 1, 1, 5, 1, 0, 0, 0)
+    writer.batch(0, BatchView(head, memoryview(room)))
+    writer.flush()
+    room[:] = b"again"
+    writer.batch(0, BatchView(head, memoryview(room)))
+    writer.flush()
+    expected = [frame(value(0, head, text)) for text in (b"first", b"again")]
+    assert file.getvalue() == layout.FILE_MAGIC + b"".join(expected)
