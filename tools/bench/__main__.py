@@ -25,9 +25,11 @@ from tools.bench import (  # noqa: E402
     event_cost,
     idle_collector,
     import_cost,
+    producer_memory,
     report,
     snapshot_latency,
     throughput,
+    web_service,
 )
 from tools.bench.machine import describe  # noqa: E402
 from tools.bench.report import MISSED, Options, Result  # noqa: E402
@@ -38,6 +40,8 @@ MEASUREMENTS = {
     "idle": idle_collector.measure,
     "import": import_cost.measure,
     "throughput": throughput.measure,
+    "web": web_service.measure,
+    "memory": producer_memory.measure,
 }
 
 

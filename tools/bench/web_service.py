@@ -1,0 +1,325 @@
+"""What recording adds to a web service: gunicorn serving httpbin, hooks on against hooks off.
+
+All variants of the service run at the same time, each with one worker, and are asked in turns,
+a few dozen requests each, in another order every round. What counts is the worker's own
+processor time per request. Two services of the very same kind differ too, by where their
+memory happens to lie: two with hooks off are compared, which says what can be told apart, and
+everything is started anew several times.
+
+Beside them, in this process: the two hooks alone, recording and with the recording calls
+replaced by ones that do nothing, against gunicorn's own default hooks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tools.bench import timing
+from tools.bench.report import Options, Result
+from tools.bench.rig import attached
+
+TARGET = 1.01
+_ROOT = Path(__file__).resolve().parents[2]
+_HTTPBIN = "httpbin:app"
+_OFF = "hooks off"
+_OFF_AGAIN = "hooks off, once more"
+_ON = "hooks on"
+_TEN = "hooks on, ten spans"
+_TEN_PLAIN = "hooks off, ten empty blocks"
+_PATH = "/get?page=3"
+_REQUEST = (
+    f"GET {_PATH} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\n"
+    "Accept-Encoding: gzip, deflate\r\nConnection: close\r\n\r\n"
+).encode()
+_PATIENCE_SECONDS = 30.0
+_POLL_SECONDS = 0.01
+_QUIET_SECONDS = 0.001
+_BUFFER = 1 << 16
+_CPUCLOCK_SCHED = 2
+_RESAMPLES = 2_000
+
+_VARIANTS = {
+    "sync": {
+        _OFF: (False, _HTTPBIN),
+        _OFF_AGAIN: (False, _HTTPBIN),
+        _ON: (True, _HTTPBIN),
+        _TEN: (True, "tools.bench.ten_spans:recorded"),
+        _TEN_PLAIN: (False, "tools.bench.ten_spans:plain"),
+    },
+    "gthread": {_OFF: (False, _HTTPBIN), _ON: (True, _HTTPBIN)},
+}
+"""By worker class and title: whether the hooks are on, and the application."""
+
+
+def measure(options: Options) -> list[Result]:
+    """Every worker class, then the hooks alone."""
+    lacking = [name for name in ("gunicorn", "httpbin") if importlib.util.find_spec(name) is None]
+    if lacking:
+        needed = f"NOT MEASURED: {' and '.join(lacking)} missing, install shmrec[demo]"
+        return [Result("web", _ON, 0.0, "us/request", notes=needed)]
+    launches, rounds, requests = (1, 3, 10) if options.quick else (5, 30, 25)
+    results = []
+    for kind, variants in _VARIANTS.items():
+        if options.quick and kind != "sync":
+            continue
+        runs = []
+        for number in range(launches):
+            with contextlib.ExitStack() as stack:
+                services = {
+                    title: stack.enter_context(_service(kind, hooks, application, number))
+                    for title, (hooks, application) in variants.items()
+                }
+                runs.append(_run(services, rounds, requests))
+        results += [_result(kind, title, runs) for title in variants]
+    hundred_percent = next(result.value for result in results if result.case == f"sync, {_OFF}")
+    return results + _hooks_alone(options, hundred_percent)
+
+
+# The services.
+
+
+class Service:
+    """A running gunicorn with one worker."""
+
+    def __init__(self, address: str, worker: int) -> None:
+        self._address = address
+        # What clock_getcpuclockid gives: every thread of that process, to the nanosecond.
+        self._clock = (~worker << 3) | _CPUCLOCK_SCHED
+
+    def ask(self) -> None:
+        """One request; raises if the answer is not the one that was wanted."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(_PATIENCE_SECONDS)
+            connection.connect(self._address)
+            connection.sendall(_REQUEST)
+            answer = b""
+            # Until the worker closes: then its hooks are over as well.
+            while part := connection.recv(_BUFFER):
+                answer += part
+        if not answer.startswith(b"HTTP/1.1 200 "):
+            raise RuntimeError(f"the service has answered {answer[:80]!r}")
+
+    def cost(self, requests: int) -> float:
+        """The worker's nanoseconds for each of so many requests."""
+        began = self._quiet()
+        for _ in range(requests):
+            self.ask()
+        return (self._quiet() - began) / requests
+
+    def _quiet(self) -> int:
+        """The worker's processor time, once it has nothing more to do."""
+        used = -1
+        while used != (now := time.clock_gettime_ns(self._clock)):
+            used = now
+            time.sleep(_QUIET_SECONDS)
+        return used
+
+
+@contextlib.contextmanager
+def _service(kind: str, hooks: bool, application: str, launch: int) -> Iterator[Service]:
+    """A service in a folder of its own, ended in order."""
+    with tempfile.TemporaryDirectory(prefix="shmrec-web-") as made:
+        folder = Path(made)
+        address = str(folder / "s")
+        command = [sys.executable, "-m", "gunicorn", "--workers", "1", "--worker-class", kind]
+        if hooks:
+            command += ["-c", "python:shmrec.integrations.gunicorn"]
+        environment = {name: text for name, text in os.environ.items() if "SHMREC" not in name}
+        if "SHMREC_ENGINE" in os.environ:
+            environment["SHMREC_ENGINE"] = os.environ["SHMREC_ENGINE"]
+        environment |= {
+            "PYTHONPATH": str(_ROOT),
+            # The same for all services of one launch: it decides how dictionaries lie.
+            "PYTHONHASHSEED": str(launch),
+            "SHMREC_RECORDING": f"bench-web-{os.getpid()}-{folder.name[-8:]}",
+            "SHMREC_DIR": made,
+        }
+        with open(folder / "log", "wb") as log:
+            master = subprocess.Popen(
+                [*command, "--bind", f"unix:{address}", application],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            service = Service(address, _worker(master, folder / "log"))
+            _wait_until_it_answers(service, master, folder / "log")
+            yield service
+        finally:
+            master.send_signal(signal.SIGTERM)
+            try:
+                master.wait(_PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                master.kill()
+                master.wait()
+
+
+def _worker(master: subprocess.Popen[bytes], log: Path) -> int:
+    """The pid of the only worker, once there is one."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    children = Path(f"/proc/{master.pid}/task/{master.pid}/children")
+    while time.monotonic() < deadline and master.poll() is None:
+        # The collector's launcher is a child too, but not for long and not after this line.
+        if "Booting worker" in log.read_text(errors="replace"):
+            pids = children.read_text().split()
+            if len(pids) == 1:
+                return int(pids[0])
+        time.sleep(_POLL_SECONDS)
+    raise RuntimeError(f"gunicorn has not started:\n{log.read_text(errors='replace')}")
+
+
+def _wait_until_it_answers(service: Service, master: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            service.ask()
+            return
+        except OSError:
+            if time.monotonic() > deadline or master.poll() is not None:
+                words = log.read_text(errors="replace")
+                raise RuntimeError(f"gunicorn does not answer:\n{words}") from None
+        time.sleep(_POLL_SECONDS)
+
+
+def _run(services: dict[str, Service], rounds: int, requests: int) -> timing.Samples:
+    def sample(service: Service) -> timing.Sample:
+        return lambda: service.cost(requests)
+
+    for service in services.values():
+        # What only the first requests need is loaded, and specialised, by then.
+        service.cost(4 * requests)
+    return timing.interleaved(
+        {title: sample(service) for title, service in services.items()}, rounds
+    )
+
+
+# The figures.
+
+
+def _result(kind: str, title: str, runs: list[timing.Samples]) -> Result:
+    value = statistics.median(sample for run in runs for sample in run[title]) / 1e3
+    if title == _OFF:
+        return Result("web", f"{kind}, {title}", value, "us/request", notes=f"GET {_PATH}")
+    floors = [_OFF, _TEN_PLAIN] if title == _TEN else [_OFF]
+    ratios = {floor: statistics.median(_ratios(runs, title, floor)) for floor in floors}
+    promised = title == _ON
+    return Result(
+        "web",
+        f"{kind}, {title}",
+        value,
+        "us/request",
+        {floor: round(ratio, 4) for floor, ratio in ratios.items()},
+        judged=ratios[_OFF] if promised else None,
+        target=TARGET if promised else None,
+        target_text=f"{TARGET:g}x hooks off" if promised else "",
+        notes=_spread(runs, title),
+    )
+
+
+def _ratios(runs: list[timing.Samples], title: str, floor: str) -> list[float]:
+    return [
+        sample / below for run in runs for sample, below in zip(run[title], run[floor], strict=True)
+    ]
+
+
+def _spread(runs: list[timing.Samples], title: str) -> str:
+    """How sure the ratio to hooks off is: within the launches, and between them."""
+    ratios = _ratios(runs, title, _OFF)
+    draw = random.Random(1).choices
+    medians = sorted(statistics.median(draw(ratios, k=len(ratios))) for _ in range(_RESAMPLES))
+    low, high = medians[_RESAMPLES // 40], medians[-_RESAMPLES // 40]
+    launches = [timing.ratio(run, title, _OFF) for run in runs]
+    told = " ".join(f"{ratio:.3f}" for ratio in sorted(launches))
+    return f"95 %: {low:.3f} to {high:.3f}; by launch {told}"
+
+
+# The hooks alone.
+
+
+class _Unrecorded:
+    """A recorder whose calls do nothing, so that what remains is the hooks' own."""
+
+    attached = True
+
+    def begin(self, name: str, /, **args: Any) -> int:
+        return 1
+
+    def end(self, span: int, /, **args: Any) -> None:
+        pass
+
+
+def _hooks_alone(options: Options, request_us: float) -> list[Result]:
+    from gunicorn.config import PostRequest, PreRequest
+    from gunicorn.glogging import Logger
+
+    from shmrec.integrations import gunicorn
+    from shmrec.integrations.gunicorn_requests import RequestSpans
+
+    rounds, number = (15, 100) if options.quick else (200, 300)
+    worker = SimpleNamespace(log=Logger(_configuration()))
+    names = {
+        "worker": worker,
+        "request": SimpleNamespace(method="GET", path="/get"),
+        "environ": {},
+        "response": SimpleNamespace(status="200 OK", headers_sent=True),
+    }
+    call = "before(worker, request); after(worker, request, environ, response)"
+    ours = {"before": gunicorn.pre_request, "after": gunicorn.post_request}
+    theirs = {"before": PreRequest.default, "after": PostRequest.default}
+    before = gunicorn._spans
+    with attached(options.directory) as recorder:
+
+        def with_spans(spans: RequestSpans) -> timing.Sample:
+            sample = timing.statement(call, names | ours, number)
+
+            def taken() -> float:
+                gunicorn._spans = spans
+                return sample()
+
+            return taken
+
+        unrecorded: Any = _Unrecorded()
+        titles = ("the two hooks, recording", "the two hooks, recording replaced by nothing")
+        theirs_title = "gunicorn's default hooks"
+        try:
+            samples = timing.interleaved(
+                {
+                    titles[0]: with_spans(RequestSpans(recorder)),
+                    titles[1]: with_spans(RequestSpans(unrecorded)),
+                    theirs_title: timing.statement(call, names | theirs, number),
+                },
+                rounds,
+            )
+        finally:
+            gunicorn._spans = before
+    results = []
+    default = statistics.median(samples[theirs_title]) / 1e3
+    for title in titles:
+        value = statistics.median(samples[title]) / 1e3
+        added = value - default
+        share = f"adds {added:.2f} us, {100 * added / request_us:.2f} % of a request's"
+        ratios = {theirs_title: round(timing.ratio(samples, title, theirs_title), 3)}
+        results.append(Result("web", title, value, "us/request", ratios, notes=share))
+    return results
+
+
+def _configuration() -> Any:
+    from gunicorn.config import Config
+
+    return Config()
