@@ -65,6 +65,8 @@ class Rig:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
         os.close(self._barrier)
         os.close(self._lift)
         self.flight.stop()

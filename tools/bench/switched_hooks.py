@@ -11,7 +11,27 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from shmrec.integrations import gunicorn
+from shmrec.integrations.gunicorn import (
+    on_exit,
+    on_reload,
+    on_starting,
+    post_fork,
+    post_request,
+    pre_fork,
+    pre_request,
+)
 from shmrec.integrations.gunicorn_requests import RequestSpans
+
+__all__ = [
+    "on_exit",
+    "on_reload",
+    "on_starting",
+    "post_fork",
+    "post_request",
+    "post_worker_init",
+    "pre_fork",
+    "pre_request",
+]
 
 HOOKS = ("pre_request", "post_request")
 PREFIX = "/switch/"
@@ -55,6 +75,3 @@ def post_worker_init(worker: Any) -> None:
         return answer
 
     worker.wsgi = switchable
-
-
-gunicorn.install(globals())

@@ -26,7 +26,7 @@ _ALONE = "no snapshots"
 _WATCHED = "snapshots continuously"
 _TRIAL_EVENTS = 20_000
 _QUICK_SECONDS = 0.1
-_SECONDS = 0.5
+_SECONDS = 0.3
 """Processor time that a producer spends in one round."""
 
 
@@ -95,7 +95,7 @@ def _holes(snapshot: shmrec.Snapshot, producer: Producer, last: int) -> int:
 def measure(options: Options) -> list[Result]:
     """One recording; producers join it as the counts grow."""
     counts = (1, 2) if options.quick else (1, 2, 4, 8)
-    rounds = 2 if options.quick else 9
+    rounds = 2 if options.quick else 7
     results = []
     with Rig(options.directory, size=_SIZE, producers=counts[-1]) as rig:
         for count in counts:

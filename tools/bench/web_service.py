@@ -4,16 +4,20 @@ All variants of the service run at the same time, each with one worker, and are 
 a few dozen requests each, in another order every round. What counts is the worker's own
 processor time per request. Two services of the very same kind differ too, by where their
 memory happens to lie: two with hooks off are compared, which says what can be told apart, and
-everything is started anew several times.
+everything is started anew many times. One more service has hooks that are switched on and off
+between rounds, so that its worker is compared with itself; there they are also on with
+recording calls that do nothing, which is what remains however fast an engine is.
 
-Beside them, in this process: the two hooks alone, recording and with the recording calls
-replaced by ones that do nothing, against gunicorn's own default hooks.
+At last, in this process: the two hooks alone, again and again, against gunicorn's own default
+hooks. In a service they cost several times as much, since a request leaves little of them in
+the processor's caches.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import random
 import signal
@@ -28,6 +32,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tools.bench import switched_hooks as switch
 from tools.bench import timing
 from tools.bench.report import Options, Result
 from tools.bench.rig import attached
@@ -40,29 +45,50 @@ _OFF_AGAIN = "hooks off, once more"
 _ON = "hooks on"
 _TEN = "hooks on, ten spans"
 _TEN_PLAIN = "hooks off, ten empty blocks"
+_SWITCHED_OFF = "one worker, switched off"
+_SWITCHED_OFF_AGAIN = "one worker, switched off, once more"
+_SWITCHED_ON = "one worker, switched on"
+_SWITCHED_UNRECORDED = "one worker, switched on, recording nothing"
 _PATH = "/get?page=3"
-_REQUEST = (
-    f"GET {_PATH} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\n"
-    "Accept-Encoding: gzip, deflate\r\nConnection: close\r\n\r\n"
-).encode()
 _PATIENCE_SECONDS = 30.0
 _POLL_SECONDS = 0.01
 _QUIET_SECONDS = 0.001
 _BUFFER = 1 << 16
 _CPUCLOCK_SCHED = 2
+_AFTER_SWITCH = 3
 _RESAMPLES = 2_000
 
+_HOOKS = "python:shmrec.integrations.gunicorn"
+_SWITCHED_HOOKS = "python:tools.bench.switched_hooks"
 _VARIANTS = {
     "sync": {
-        _OFF: (False, _HTTPBIN),
-        _OFF_AGAIN: (False, _HTTPBIN),
-        _ON: (True, _HTTPBIN),
-        _TEN: (True, "tools.bench.ten_spans:recorded"),
-        _TEN_PLAIN: (False, "tools.bench.ten_spans:plain"),
+        _OFF: ("", _HTTPBIN),
+        _OFF_AGAIN: ("", _HTTPBIN),
+        _ON: (_HOOKS, _HTTPBIN),
+        _TEN: (_HOOKS, "tools.bench.ten_spans:recorded"),
+        _TEN_PLAIN: ("", "tools.bench.ten_spans:plain"),
+        _SWITCHED_OFF: (_SWITCHED_HOOKS, _HTTPBIN),
     },
-    "gthread": {_OFF: (False, _HTTPBIN), _ON: (True, _HTTPBIN)},
+    "gthread": {_OFF: ("", _HTTPBIN), _ON: (_HOOKS, _HTTPBIN)},
 }
-"""By worker class and title: whether the hooks are on, and the application."""
+"""By worker class and title: the configuration, and the application."""
+
+_SWITCHES = {
+    _SWITCHED_OFF: switch.OFF,
+    _SWITCHED_OFF_AGAIN: switch.OFF,
+    _SWITCHED_ON: switch.ON,
+    _SWITCHED_UNRECORDED: switch.UNRECORDED,
+}
+_FLOORS = {
+    _OFF_AGAIN: (_OFF,),
+    _ON: (_OFF,),
+    _TEN: (_OFF, _TEN_PLAIN),
+    _TEN_PLAIN: (_OFF,),
+    _SWITCHED_OFF_AGAIN: (_SWITCHED_OFF,),
+    _SWITCHED_ON: (_SWITCHED_OFF,),
+    _SWITCHED_UNRECORDED: (_SWITCHED_OFF,),
+}
+_PROMISED = (("sync", _ON), ("sync", _SWITCHED_ON))
 
 
 def measure(options: Options) -> list[Result]:
@@ -71,7 +97,7 @@ def measure(options: Options) -> list[Result]:
     if lacking:
         needed = f"NOT MEASURED: {' and '.join(lacking)} missing, install shmrec[demo]"
         return [Result("web", _ON, 0.0, "us/request", notes=needed)]
-    launches, rounds, requests = (1, 3, 10) if options.quick else (5, 30, 25)
+    launches, rounds, requests = (1, 3, 10) if options.quick else (10, 15, 25)
     results = []
     for kind, variants in _VARIANTS.items():
         if options.quick and kind != "sync":
@@ -80,11 +106,11 @@ def measure(options: Options) -> list[Result]:
         for number in range(launches):
             with contextlib.ExitStack() as stack:
                 services = {
-                    title: stack.enter_context(_service(kind, hooks, application, number))
-                    for title, (hooks, application) in variants.items()
+                    title: stack.enter_context(_service(kind, configuration, application, number))
+                    for title, (configuration, application) in variants.items()
                 }
                 runs.append(_run(services, rounds, requests))
-        results += [_result(kind, title, runs) for title in variants]
+        results += [_result(kind, title, runs) for title in runs[0]]
     hundred_percent = next(result.value for result in results if result.case == f"sync, {_OFF}")
     return results + _hooks_alone(options, hundred_percent)
 
@@ -100,12 +126,16 @@ class Service:
         # What clock_getcpuclockid gives: every thread of that process, to the nanosecond.
         self._clock = (~worker << 3) | _CPUCLOCK_SCHED
 
-    def ask(self) -> None:
+    def ask(self, path: str = _PATH) -> None:
         """One request; raises if the answer is not the one that was wanted."""
+        request = (
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\n"
+            "Accept-Encoding: gzip, deflate\r\nConnection: close\r\n\r\n"
+        )
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_PATIENCE_SECONDS)
             connection.connect(self._address)
-            connection.sendall(_REQUEST)
+            connection.sendall(request.encode())
             answer = b""
             # Until the worker closes: then its hooks are over as well.
             while part := connection.recv(_BUFFER):
@@ -130,14 +160,14 @@ class Service:
 
 
 @contextlib.contextmanager
-def _service(kind: str, hooks: bool, application: str, launch: int) -> Iterator[Service]:
+def _service(kind: str, configuration: str, application: str, launch: int) -> Iterator[Service]:
     """A service in a folder of its own, ended in order."""
     with tempfile.TemporaryDirectory(prefix="shmrec-web-") as made:
         folder = Path(made)
         address = str(folder / "s")
         command = [sys.executable, "-m", "gunicorn", "--workers", "1", "--worker-class", kind]
-        if hooks:
-            command += ["-c", "python:shmrec.integrations.gunicorn"]
+        if configuration:
+            command += ["-c", configuration]
         environment = {name: text for name, text in os.environ.items() if "SHMREC" not in name}
         if "SHMREC_ENGINE" in os.environ:
             environment["SHMREC_ENGINE"] = os.environ["SHMREC_ENGINE"]
@@ -198,15 +228,27 @@ def _wait_until_it_answers(service: Service, master: subprocess.Popen[bytes], lo
 
 
 def _run(services: dict[str, Service], rounds: int, requests: int) -> timing.Samples:
-    def sample(service: Service) -> timing.Sample:
+    def plain(service: Service) -> timing.Sample:
         return lambda: service.cost(requests)
 
-    for service in services.values():
+    def switched(service: Service, wanted: str) -> timing.Sample:
+        def sample() -> float:
+            service.ask(switch.PREFIX + wanted)
+            for _ in range(_AFTER_SWITCH):
+                service.ask()
+            return service.cost(requests)
+
+        return sample
+
+    samples: dict[str, timing.Sample] = {}
+    for title, service in services.items():
         # What only the first requests need is loaded, and specialised, by then.
         service.cost(4 * requests)
-    return timing.interleaved(
-        {title: sample(service) for title, service in services.items()}, rounds
-    )
+        if title == _SWITCHED_OFF:
+            samples |= {each: switched(service, wanted) for each, wanted in _SWITCHES.items()}
+        else:
+            samples[title] = plain(service)
+    return timing.interleaved(samples, rounds)
 
 
 # The figures.
@@ -214,21 +256,21 @@ def _run(services: dict[str, Service], rounds: int, requests: int) -> timing.Sam
 
 def _result(kind: str, title: str, runs: list[timing.Samples]) -> Result:
     value = statistics.median(sample for run in runs for sample in run[title]) / 1e3
-    if title == _OFF:
+    floors = _FLOORS.get(title, ())
+    if not floors:
         return Result("web", f"{kind}, {title}", value, "us/request", notes=f"GET {_PATH}")
-    floors = [_OFF, _TEN_PLAIN] if title == _TEN else [_OFF]
     ratios = {floor: statistics.median(_ratios(runs, title, floor)) for floor in floors}
-    promised = title == _ON
+    promised = (kind, title) in _PROMISED
     return Result(
         "web",
         f"{kind}, {title}",
         value,
         "us/request",
         {floor: round(ratio, 4) for floor, ratio in ratios.items()},
-        judged=ratios[_OFF] if promised else None,
+        judged=ratios[floors[0]] if promised else None,
         target=TARGET if promised else None,
-        target_text=f"{TARGET:g}x hooks off" if promised else "",
-        notes=_spread(runs, title),
+        target_text=f"{TARGET:g}x {floors[0]}" if promised else "",
+        notes=_spread(runs, title, floors[0]),
     )
 
 
@@ -238,30 +280,21 @@ def _ratios(runs: list[timing.Samples], title: str, floor: str) -> list[float]:
     ]
 
 
-def _spread(runs: list[timing.Samples], title: str) -> str:
-    """How sure the ratio to hooks off is: within the launches, and between them."""
-    ratios = _ratios(runs, title, _OFF)
+def _spread(runs: list[timing.Samples], title: str, floor: str) -> str:
+    """How sure the ratio is, launches being what differs: its exact value, and an interval."""
+    launches = [_ratios([run], title, floor) for run in runs]
     draw = random.Random(1).choices
-    medians = sorted(statistics.median(draw(ratios, k=len(ratios))) for _ in range(_RESAMPLES))
+    medians = sorted(
+        statistics.median(itertools.chain.from_iterable(draw(launches, k=len(launches))))
+        for _ in range(_RESAMPLES)
+    )
     low, high = medians[_RESAMPLES // 40], medians[-_RESAMPLES // 40]
-    launches = [timing.ratio(run, title, _OFF) for run in runs]
-    told = " ".join(f"{ratio:.3f}" for ratio in sorted(launches))
-    return f"95 %: {low:.3f} to {high:.3f}; by launch {told}"
+    each = sorted(statistics.median(ratios) for ratios in launches)
+    exact = statistics.median(_ratios(runs, title, floor))
+    return f"{exact:.4f}, 95 % {low:.3f} to {high:.3f}; launches {each[0]:.3f} to {each[-1]:.3f}"
 
 
 # The hooks alone.
-
-
-class _Unrecorded:
-    """A recorder whose calls do nothing, so that what remains is the hooks' own."""
-
-    attached = True
-
-    def begin(self, name: str, /, **args: Any) -> int:
-        return 1
-
-    def end(self, span: int, /, **args: Any) -> None:
-        pass
 
 
 def _hooks_alone(options: Options, request_us: float) -> list[Result]:
@@ -294,7 +327,7 @@ def _hooks_alone(options: Options, request_us: float) -> list[Result]:
 
             return taken
 
-        unrecorded: Any = _Unrecorded()
+        unrecorded: Any = switch.Unrecorded()
         titles = ("the two hooks, recording", "the two hooks, recording replaced by nothing")
         theirs_title = "gunicorn's default hooks"
         try:
