@@ -108,7 +108,9 @@ def test_a_snapshot_whose_counts_do_not_add_up_is_miscounted(tmp_path: Path) -> 
         more = dataclasses.replace(work, recorded=work.recorded + 3)
         told_more.check(rig.flight.snapshot("more"), [more])
         other_last.check(rig.flight.snapshot("last"), [work], last=998)
+        rig.flight.recorder.end(12_345)
+        other_last.check(rig.flight.snapshot("lost"), [work])
     assert (right.wrong, right.lost) == (0, 0)
     assert right.recorded == right.kept == work.recorded
     assert told_more.wrong == 3
-    assert other_last.wrong == 1
+    assert (other_last.wrong, other_last.losses) == (1, {"unmatched": 1})
