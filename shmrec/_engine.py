@@ -12,12 +12,12 @@ from typing import Any, Final, Protocol
 
 from shmrec.errors import EngineError
 from shmrec.events import Kind
-from shmrec.writer import Writer
+from shmrec.extension import EXTENSION, REFUSAL
 
-__all__ = ["NAMES", "Engine", "choose"]
+__all__ = ["NAMES", "Engine", "choose", "refusal"]
 
-NAMES: Final = ("python",)
-"""The engines that this version has, best first."""
+NAMES: Final = ("native", "python")
+"""The engines, best first."""
 
 
 class Scope(Protocol):
@@ -48,6 +48,7 @@ class Engine(Protocol):
         ring: int,
         slot_size: int,
         slots: int,
+        fenced: bool = True,
     ) -> None: ...
 
     def unbind(self) -> bool: ...
@@ -77,7 +78,18 @@ def choose(wanted: str | None = None) -> tuple[str, Callable[..., Engine]]:
     asked = os.environ.get("SHMREC_ENGINE", "") if wanted is None else wanted
     if asked and asked not in NAMES:
         raise EngineError(
-            f"SHMREC_ENGINE={asked}: this version of shmrec has {' and '.join(NAMES)} only; unset "
-            "it or choose one of these"
+            f"SHMREC_ENGINE={asked}: there is no such engine; unset it or choose "
+            f"{' or '.join(NAMES)}"
         )
+    if asked == "native" and REFUSAL:
+        raise EngineError(f"SHMREC_ENGINE=native: the native engine cannot serve: {REFUSAL}")
+    if EXTENSION is not None and asked != "python":
+        return "native", EXTENSION.Writer
+    from shmrec.writer import Writer
+
     return "python", Writer
+
+
+def refusal(name: str) -> str:
+    """Why the engine of that name cannot serve in this process, or ""."""
+    return REFUSAL if name == "native" else ""

@@ -16,53 +16,29 @@ Invariants:
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from typing import Any, Final
-
-import msgpack
 
 from shmrec import events, layout
 from shmrec.events import NAME, OPEN, THREAD
-from shmrec.layout import CONTROL, COUNT_SHIFT, ENTRY, LOSSES, SLOT, SegmentState, SlotFlag
-from shmrec.values import bounded_text
+from shmrec.layout import (
+    CONTROL,
+    COUNT_SHIFT,
+    ENTRY,
+    LOSSES,
+    LOST_AT_MOST,
+    SLOT,
+    SegmentState,
+    SlotFlag,
+)
+from shmrec.threads import Speaker
+from shmrec.values import bounded_text, pack
 
-__all__ = ["LOSS", "OpenBatch", "Speaker", "native", "pack"]
+__all__ = ["LOSS", "OpenBatch"]
 
 _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
     SLOT.word(name) for name in ("number", "generation", "start_ns", "committed", "first", "flags")
 )
-_LOST_AT_MOST: Final = 1 << 48
 LOSS: Final = {cause: index for index, cause in enumerate(LOSSES)}
-
-# Only exact builtin types: no default, no user code, no surprise.
-pack: Callable[[Any], bytes] = msgpack.Packer(strict_types=True).pack
-
-
-def native(name: str) -> Any:
-    """A function or class of ``_thread`` as it was before gevent replaced it, if it did."""
-    monkey = sys.modules.get("gevent.monkey")
-    saved = getattr(monkey, "saved", {}).get("_thread", {})
-    return saved.get(name, getattr(__import__("_thread"), name))
-
-
-_get_native_id: Callable[[], int] = native("get_native_id")
-
-
-class Speaker:
-    """A thread as the writer knows it: its kernel id and its name."""
-
-    __slots__ = ("id", "name")
-
-    def __init__(self) -> None:
-        threading = sys.modules.get("threading")
-        name = ""
-        if threading is not None:
-            # current_thread() would register a dummy for a thread it does not know.
-            known = threading._active.get(threading.get_ident())
-            name = known.name if known is not None else ""
-        self.id = _get_native_id()
-        self.name = bounded_text(name if isinstance(name, str) else "", events.NAME_LIMIT)
 
 
 class OpenBatch:
@@ -142,7 +118,7 @@ class OpenBatch:
         """Count events of ours that are lost, in words that somebody may have scribbled on."""
         index = self._w_losses + LOSS[cause]
         known = self._words[index]
-        if known < _LOST_AT_MOST:
+        if known < LOST_AT_MOST:
             self._words[index] = max(0, known + count)
 
     def _seal(self, more: int = 0) -> None:
@@ -197,14 +173,18 @@ class OpenBatch:
         if self._rotation >= len(spans):
             self._rotation = 0
         spans = spans[self._rotation :] + spans[: self._rotation]
+        limit = self._limit
         for written, (span, (name, start, thread, args)) in enumerate(spans):
-            if self._position > budget:
-                self._rotation += written
+            known = self._introduce(name, thread) if self._position <= budget else b""
+            head = OPEN.prefix(bool(args)) + b"\0" + known
+            event = head + pack(span) + pack(now - start) + args
+            self._limit = limit
+            if not known or self._position + len(event) > limit:
+                # One that is too large for any preamble must not keep the others out of all.
+                self._rotation += max(1, written)
                 self._words[self._base + _FLAGS] |= SlotFlag.PARTIAL_PREAMBLE
                 break
-            known = self._introduce(name, thread)
-            head = OPEN.prefix(bool(args)) + b"\0" + known
-            self._place(head + pack(span) + pack(now - start) + args)
+            self._place(event)
         else:
             self._rotation = 0
         self._words[self._w_committed] = self._committed

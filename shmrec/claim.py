@@ -94,6 +94,7 @@ def claim(
         ring=geometry.ring(index),
         slot_size=geometry.slot_size,
         slots=geometry.slots,
+        fenced=fenced,
     )
     words[ENTRY.word("state", at)] = EntryState.LIVE
     return index

@@ -26,6 +26,16 @@ __all__ = ["KINDS", "Kind", "kind_named"]
 
 NAME_LIMIT: Final = 256
 """Characters of a name; a longer one is cut."""
+TEXT_LIMIT: Final = 512
+"""Characters of a string argument, bytes of a bytes argument."""
+KEY_LIMIT: Final = 64
+"""Characters of an argument's name, once arguments take their bounded form."""
+ITEMS_LIMIT: Final = 32
+"""Items of one container."""
+DEPTH_LIMIT: Final = 4
+"""Containers inside each other."""
+NODES_LIMIT: Final = 128
+"""Values in all arguments of an event, counted through all their containers."""
 ARGUMENTS_LIMIT: Final = 4096
 """Encoded bytes of an event's arguments; larger ones take their bounded form."""
 PREAMBLE_SHARE: Final = 2

@@ -7,22 +7,42 @@ costs them nothing afterwards. Where the call is missing (old kernel, seccomp, n
 functions say False and the second flush of a snapshot carries the proof.
 
 Source of the protocol: membarrier(2), the GLOBAL_EXPEDITED commands (Linux 4.16).
+
+`acquire` and `release` order this process's own loads and stores, for a processor that may
+exchange them. Only the extension has them; without it they do nothing, which is right on
+x86-64, the only machine where the python engine records.
 """
 
 from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Callable
 from typing import Final
 
-__all__ = ["barrier", "register"]
+from shmrec.extension import EXTENSION
+
+__all__ = ["acquire", "barrier", "register", "release"]
 
 _SYSCALL: Final = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
 _GLOBAL_EXPEDITED: Final = 1 << 1
 _REGISTER_GLOBAL_EXPEDITED: Final = 1 << 2
 
 
+def _nothing() -> None:
+    pass
+
+
+acquire: Callable[[], None] = EXTENSION.acquire if EXTENSION else _nothing
+"""Loads that follow see whatever was published before what the loads before it saw."""
+release: Callable[[], None] = EXTENSION.release if EXTENSION else _nothing
+"""Stores that follow are seen by nobody who does not see the stores before it."""
+
+
 def _membarrier(command: int) -> bool:
+    if EXTENSION is not None:
+        obeyed: bool = EXTENSION.membarrier(command)
+        return obeyed
     number = _SYSCALL.get(platform.machine()) if sys.platform == "linux" else None
     if number is None:
         return False

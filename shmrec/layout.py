@@ -26,14 +26,18 @@ Invariants, kept by every module that touches the segment:
 - ``committed`` holds the batch's committed bytes (low half) and recorded events (high
   half) in one word, so that a reader never sees one without the other.
 
-Changing any row changes ``LAYOUT_ID``, which every opener compares; changing the meaning
-of a row without changing the row needs a new ``LAYOUT_VERSION``.
+Changing any row, or a row of the events' table, changes ``LAYOUT_ID``, which every opener
+compares, and the engine that loads the extension; changing the meaning of a row without
+changing the row needs a new ``LAYOUT_VERSION``. The extension's header is generated from here
+by ``tools/generate_header.py``.
 """
 
 from __future__ import annotations
 
 import zlib
 from typing import Final, NamedTuple
+
+from shmrec.events import KINDS
 
 __all__ = [
     "BYTE_ORDER",
@@ -189,6 +193,9 @@ class Status:
     DONE: Final = 0
     FAILED: Final = 1
 
+
+LOST_AT_MOST: Final = 1 << 48
+"""A loss word counts no further: beyond it, somebody has scribbled on it."""
 
 LOSSES: Final = (
     "reentrant",
@@ -372,8 +379,9 @@ def _layout_id() -> int:
         (table.name, table.size, [(row.name, row.offset, row.size) for row in table.rows])
         for table in (CONTROL, REQUEST, ENTRY, SLOT)
     ]
+    kinds = [(kind.number, kind.name, kind.fields, kind.counted) for kind in KINDS]
     rest = (LAYOUT_VERSION, REQUESTS, LOSSES, ENGINES, COUNT_SHIFT)
-    digested = repr((tables, rest)).encode()
+    digested = repr((tables, kinds, rest)).encode()
     return zlib.crc32(digested) << 32 | zlib.adler32(digested)
 
 

@@ -19,6 +19,7 @@ from shmrec.layout import (
     ENTRY,
     LABEL_BYTES,
     LOSSES,
+    LOST_AT_MOST,
     SIZE_MASK,
     SLOT,
     WORD,
@@ -32,7 +33,6 @@ _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
     SLOT.word(name) for name in ("number", "generation", "start_ns", "committed", "first", "flags")
 )
 _IMPLAUSIBLE: Final = 1 << 62
-_LOST_AT_MOST: Final = 1 << 48
 
 
 @dataclass(slots=True)
@@ -147,8 +147,7 @@ class RingReader:
             opening=self._word("opening"),
             closed_generation=self._word("closed_generation"),
             losses={
-                cause: count if count < _LOST_AT_MOST else _LOST_AT_MOST
-                for cause, count in zip(LOSSES, losses, strict=True)
+                cause: min(count, LOST_AT_MOST) for cause, count in zip(LOSSES, losses, strict=True)
             },
             settled=self._word("settled"),
             ended_ns=self._word("ended_ns"),

@@ -9,17 +9,28 @@ says so. The result is always of exact builtin types and packs to a bounded size
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["bounded", "bounded_text", "one_bounded"]
+import msgpack
 
-TEXT_LIMIT: Final = 512
-"""Characters of a string, bytes of a bytes value."""
-REPR_LIMIT: Final = 256
-ITEMS_LIMIT: Final = 32
-DEPTH_LIMIT: Final = 4
-NODES_LIMIT: Final = 128
-"""Values in one argument, counted through all its containers."""
+from shmrec.events import (
+    ARGUMENTS_LIMIT,
+    DEPTH_LIMIT,
+    ITEMS_LIMIT,
+    KEY_LIMIT,
+    NAME_LIMIT,
+    NODES_LIMIT,
+    TEXT_LIMIT,
+)
+
+__all__ = ["bounded_arguments", "bounded_text", "error_name", "name_text", "pack", "packed_value"]
+
+REPR_LIMIT: Final = NAME_LIMIT
+
+# Only exact builtin types: no default, no user code, no surprise.
+pack: Callable[[Any], bytes] = msgpack.Packer(strict_types=True).pack
+
 _MORE: Final = "…"
 _CONTAINERS: Final[tuple[Any, ...]] = (dict, list, tuple, set, frozenset, deque)
 _INT_MAX: Final = (1 << 64) - 1
@@ -37,8 +48,12 @@ def bounded_text(text: str, limit: int = TEXT_LIMIT) -> str:
 
 
 def _type_name(value: object) -> str:
+    return _type_name_of(type(value))
+
+
+def _type_name_of(kind: type) -> str:
     try:
-        return bounded_text(type(value).__name__, REPR_LIMIT)
+        return bounded_text(kind.__name__, REPR_LIMIT)
     except Exception:
         return "object"
 
@@ -102,22 +117,22 @@ class _Bounding:
             if len(result) >= ITEMS_LIMIT or self.nodes <= 0:
                 result[_MORE] = f"{dict.__len__(value) - len(result)} more"
                 break
-            name = bounded_text(key if isinstance(key, str) else _represent(key), 64)
+            name = bounded_text(key if isinstance(key, str) else _represent(key), KEY_LIMIT)
             result[name] = self.value(item, depth)
         return result
 
 
-def one_bounded(value: object) -> Any:
-    """One value in bounded form: a scalar, or the text of what is none."""
+def packed_value(value: object) -> bytes:
+    """One value, packed: a scalar in bounded form, or the text of what is none."""
     try:
         result = _Bounding(1).value(value, DEPTH_LIMIT)
     except Exception as error:
-        return f"<changed while being recorded: {_type_name(error)}>"
-    return result
+        result = f"<changed while being recorded: {_type_name(error)}>"
+    return pack(result)
 
 
-def bounded(arguments: dict[str, Any], limit: int, pack: Any) -> bytes:
-    """The arguments packed into at most `limit` bytes, whatever they are.
+def bounded_arguments(arguments: dict[str, Any]) -> bytes:
+    """The arguments packed into at most ARGUMENTS_LIMIT bytes, whatever they are.
 
     Values are spent on in order; when the whole is still too large the texts give way to
     their first characters, and at last to a note of how many arguments there were. Errors of
@@ -131,7 +146,19 @@ def bounded(arguments: dict[str, Any], limit: int, pack: Any) -> bytes:
             result = {_MORE: f"<changed while being recorded: {_type_name(error)}>"}
         if nodes == 0:
             result = {_MORE: f"{len(arguments)} arguments too large to record"}
-        packed: bytes = pack(result)
-        if len(packed) <= limit:
+        packed = pack(result)
+        if len(packed) <= ARGUMENTS_LIMIT:
             break
     return packed
+
+
+def name_text(name: object) -> str:
+    """A name that is not a `str`, as one; raises what its ``repr`` raises."""
+    if isinstance(name, str):
+        return str.__str__(name)
+    return bounded_text(repr(name), NAME_LIMIT)
+
+
+def error_name(kind: type[BaseException]) -> str:
+    """How an exception's class is called in the end of the span that it passed through."""
+    return _type_name_of(kind)

@@ -24,11 +24,12 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from shmrec import events
-from shmrec.batch import OpenBatch, Speaker, native
-from shmrec.batch import pack as _pack
+from shmrec.batch import OpenBatch
 from shmrec.events import BEGIN, COUNTER, END, INSTANT, Kind
 from shmrec.layout import COUNT_SHIFT
-from shmrec.values import TEXT_LIMIT, bounded, bounded_text, one_bounded
+from shmrec.threads import Speaker, native
+from shmrec.values import bounded_arguments, error_name, name_text, packed_value
+from shmrec.values import pack as _pack
 
 __all__ = ["Span", "Writer"]
 
@@ -53,27 +54,28 @@ _ENCODING_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError)
 class Span:
     """The context manager that `span` returns: begins at entry, ends at exit.
 
-    An exception that passes through is noted as ``error`` in the end's arguments and goes on.
-    One object is one span: entering it twice begins a second one.
+    Its arguments, packed already, are those of the call that made it. An exception that passes
+    through is noted as ``error`` in the end's arguments and goes on. One object is one span:
+    entering it twice begins a second one.
     """
 
-    __slots__ = ("_args", "_name", "_writer", "id")
+    __slots__ = ("_name", "_packed", "_writer", "id")
 
-    def __init__(self, writer: Writer, name: str, args: dict[str, Any]) -> None:
+    def __init__(self, writer: Writer, name: str, packed: bytes) -> None:
         self._writer = writer
         self._name = name
-        self._args = args
+        self._packed = packed
         self.id = 0
 
     def __enter__(self) -> Span:
-        self.id = self._writer.begin(self._name, **self._args)
+        self.id = self._writer._begin(self._name, self._packed)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._writer.end(self.id)
         else:
-            self._writer.end(self.id, error=bounded_text(str(kind.__name__), events.NAME_LIMIT))
+            self._writer.end(self.id, error=error_name(kind))
 
 
 class Nowhere:
@@ -151,10 +153,13 @@ class Writer(OpenBatch):
         ring: int,
         slot_size: int,
         slots: int,
+        fenced: bool = True,
     ) -> None:
         """Record into the ring at byte `ring` with its entry at byte `entry` from now on.
 
-        The caller owns the entry (state CLAIMING) and has reserved the ring's pages.
+        The caller owns the entry (state CLAIMING) and has reserved the ring's pages. Where the
+        process is not `fenced`, out of reach of the collector's fence, the native engine pays
+        for one at each event; here the interpreter's own work stands between store and load.
         """
         with self._lock:
             # Who waits for the lock now must find it the same one afterwards.
@@ -209,9 +214,13 @@ class Writer(OpenBatch):
             return 0
         if type(name) is not str:
             name = self._text(name)
-        packed = self._arguments(args) if args else b""
+        return self._begin(name, self._arguments(args) if args else b"")
+
+    def _begin(self, name: str, packed: bytes) -> int:
+        if not self._guard[0] and not self._revived():
+            return 0
         self._next_span = span = self._next_span + 1
-        prefix = _BEGIN_ARGS if args else _BEGIN
+        prefix = _BEGIN_ARGS if packed else _BEGIN
         self._append(prefix, name, _pack(span) + packed, 0, span, packed)
         return span
 
@@ -243,7 +252,9 @@ class Writer(OpenBatch):
         """A context manager that begins a span at entry and ends it at exit."""
         if not self._guard[0] and not self._revived():
             return _NOWHERE
-        return Span(self, name, args)
+        if type(name) is not str:
+            name = self._text(name)
+        return Span(self, name, self._arguments(args) if args else b"")
 
     def counter(self, name: str, value: Any, /) -> None:
         """Record a value at this time."""
@@ -251,9 +262,9 @@ class Writer(OpenBatch):
             return
         try:
             number = type(value) is int or type(value) is float
-            packed = _pack(value if number else one_bounded(value))
+            packed = _pack(value) if number else packed_value(value)
         except OverflowError:
-            packed = _pack(one_bounded(value))
+            packed = packed_value(value)
         if type(name) is not str:
             name = self._text(name)
         self._append(_COUNTER, name, packed)
@@ -276,7 +287,7 @@ class Writer(OpenBatch):
         for value in args.values():
             kind = type(value)
             if kind is str:
-                if len(value) > TEXT_LIMIT:
+                if len(value) > events.TEXT_LIMIT:
                     break
             elif kind is not int and kind is not float and kind is not bool and value is not None:
                 break
@@ -288,7 +299,7 @@ class Writer(OpenBatch):
             except _ENCODING_ERRORS:
                 pass
         try:
-            return bounded(args, events.ARGUMENTS_LIMIT, _pack)
+            return bounded_arguments(args)
         except Exception:
             self.lose("unencodable")
             return _NO_ARGUMENTS
@@ -302,9 +313,7 @@ class Writer(OpenBatch):
     def _text(self, name: object) -> str:
         """A name that is not a `str`, as one."""
         try:
-            if isinstance(name, str):
-                return str.__str__(name)
-            return bounded_text(repr(name), events.NAME_LIMIT)
+            return name_text(name)
         except Exception:
             self.lose("unencodable")
             return "<a name whose repr raised>"

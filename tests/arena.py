@@ -1,6 +1,7 @@
 """A recording's memory in a plain bytearray, with a writer and a reader over it.
 
-For tests: `Arena` steps a writer store by store, and a reader load by load.
+For tests: `Arena` steps a writer store by store, and a reader load by load. Only the python
+engine's writer can be stepped; where nothing is stepped the writer is of the engine under test.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from shmrec._engine import Engine, choose
 from shmrec.decoder import Event, decode
 from shmrec.layout import CONTROL, ENTRY, EntryState, Geometry
 from shmrec.ring import Batch, RingReader
@@ -66,11 +68,13 @@ class Arena:
         self.now += 1000
         return self.now
 
-    def writer(self, step: Callable[[], None] | None = None) -> Writer:
-        writer = Writer(clock=self.clock)
+    def writer(self, step: Callable[[], None] | None = None, *, engine: str = "") -> Engine:
         view: Any = self.view
         words: Any = self.words
-        if step is not None:
+        if step is None:
+            writer = choose(engine or None)[1](clock=self.clock)
+        else:
+            writer = Writer(clock=self.clock)
             view = Stepped(view, step, loads=False, stores=True)
             words = Stepped(words, step, loads=True, stores=True)
         writer.bind(

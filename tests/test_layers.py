@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEVELS = (
-    ("_version", "errors", "layout", "events"),
-    ("process", "fence", "values", "naming"),
-    ("segment",),
-    ("wakeup", "ledger", "batch", "decoder"),
+    ("_version", "errors", "events"),
+    ("layout", "values"),
+    ("process", "naming", "threads"),
+    ("segment", "_native"),
+    ("extension",),
+    ("wakeup", "fence", "ledger", "batch", "decoder"),
     ("manifest",),
     ("writer", "ring", "ending", "requests", "store"),
     ("_engine",),

@@ -107,7 +107,9 @@ class Service(Watched):
         if "\n" in config:
             (folder / "conf.py").write_text(config)
             config = str(folder / "conf.py")
-        command = [sys.executable, "-m", "gunicorn", "-c", config, *options]
+        # Less than the tests wait: gunicorn itself loses a SIGTERM that meets a booting worker.
+        patience = ("--graceful-timeout", "10")
+        command = [sys.executable, "-m", "gunicorn", "-c", config, *patience, *options]
         with open(folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [*command, "-b", f"unix:{self.socket}", app],

@@ -216,6 +216,9 @@ def test_dirty_workers(start: Start) -> None:
     (dead,) = [producer for producer in found.producers if producer.state == "dead"]
     assert (dead.pid, dead.label) == (victim, "gunicorn dirty worker")
     assert [span.name for span in dead.open_spans] == ["dirty work"]
+    # A replacement that is still booting swallows SIGTERM, and gunicorn then waits for it until
+    # its graceful timeout is over. One that answers has a loop that SIGTERM ends.
+    wait_until(lambda: service.get_or_none("/again") == 200)
     assert service.stop() == 0
 
 

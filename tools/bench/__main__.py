@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from tools.bench import (  # noqa: E402
     event_cost,
     idle_collector,
     import_cost,
+    peers,
     producer_memory,
     report,
     snapshot_latency,
@@ -36,6 +38,7 @@ from tools.bench.report import MISSED, Options, Result  # noqa: E402
 
 MEASUREMENTS = {
     "events": event_cost.measure,
+    "peers": peers.measure,
     "snapshot": snapshot_latency.measure,
     "idle": idle_collector.measure,
     "import": import_cost.measure,
@@ -58,7 +61,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="few repeats, small cases: a smoke")
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the results there too; - for stdout, and no table"
+    )
     parser.add_argument("--verbose", action="store_true", help="say what the figures consist of")
     parser.add_argument(
         "--idle-seconds", type=float, metavar="S", help="how long to watch idle collectors"
@@ -88,6 +93,8 @@ def _directory(wanted: Path | None) -> Iterator[Path]:
 def main() -> int:
     """Measure, print, and give the exit status."""
     given = _arguments()
+    # Collectors and daemons that were started for a measurement end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     began = time.monotonic()
     results: list[Result] = []
     with _directory(given.dir) as directory:
@@ -103,15 +110,18 @@ def main() -> int:
                 print(f"measuring {name} ...", file=sys.stderr, flush=True)
                 results += measure(options)
     seconds = round(time.monotonic() - began, 1)
-    if given.json is not None:
-        whole = {
-            "machine": machine,
-            "quick": given.quick,
-            "seconds": seconds,
-            "results": [result.as_json() for result in results],
-        }
-        given.json.write_text(json.dumps(whole, indent=2) + "\n")
-    report.show(machine, results, seconds=seconds)
+    whole = {
+        "machine": machine,
+        "quick": given.quick,
+        "seconds": seconds,
+        "results": [result.as_json() for result in results],
+    }
+    if given.json == "-":
+        print(json.dumps(whole, indent=2))
+    else:
+        if given.json is not None:
+            Path(given.json).write_text(json.dumps(whole, indent=2) + "\n")
+        report.show(machine, results, seconds=seconds)
     return int(given.check and any(result.verdict == MISSED for result in results))
 
 

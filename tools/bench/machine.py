@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""What the figures were measured on, as far as it changes them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import shmrec
+from tools.bench import engines
+from tools.bench.floors import compiler_version
+
+_CLOCK = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+_GOVERNORS = Path("/sys/devices/system/cpu")
 
 
 def describe(directory: Path) -> dict[str, Any]:
-    """Processor, cores, kernel, Python, engine, and where snapshots are written."""
+    """Processor, cores, kernel, clock, Python, compiler, engines, where snapshots are written."""
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return {
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "shmrec": f"{shmrec.__version__}, engine {shmrec.engine}",
+        "clock source": _first_line(_CLOCK) or "unknown",
+        "governor": _governor(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}, built with "
+        f"{platform.python_compiler()}",
+        "compiler": compiler_version(),
+        "shmrec": f"{shmrec.__version__}, engine by default: {shmrec.engine}",
+        **{
+            f"{name} engine": f"not available: {reason}" if reason else "available"
+            for name, reason in engines.availability().items()
+        },
         "snapshots on": _file_system(directory),
         "load before": load,
     }
@@ -34,6 +47,19 @@ def _processor() -> str:
         if key.strip() == "model name":
             return value.strip()
     return platform.processor() or "unknown"
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").partition("\n")[0].strip()
+    except OSError:
+        return ""
+
+
+def _governor() -> str:
+    """The frequency governors of all processors; a virtual machine mostly shows none."""
+    found = {_first_line(path) for path in _GOVERNORS.glob("cpu[0-9]*/cpufreq/scaling_governor")}
+    return ", ".join(sorted(found - {""})) or "none to be seen"
 
 
 def _file_system(directory: Path) -> str:

@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+PRIZE = "prize"
 OK = "ok"
-MISSED = "MISSED"
+MISSED = "missed"
+NOT_MEASURED = "not measured"
+
+
+class NotMeasuredError(Exception):
+    """What a figure needs is not on this machine; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -25,26 +31,36 @@ class Options:
 class Result:
     """A figure with its ratios to floors of the same run; `target` bounds `judged`.
 
-    `value` is for reading: only the ratios compare between runs. `judged` is the figure that
-    the target is about, a ratio or the value itself.
+    `value` is for reading: only the ratios compare between runs; it is None where `notes` say
+    why there is none. `judged` is the figure that the target is about, a ratio or the value
+    itself, None where a floor that it needs could not be measured. `prize` is a better figure
+    than `target`.
     """
 
     measurement: str
     case: str
-    value: float
+    value: float | None
     unit: str
     ratios: dict[str, float] = field(default_factory=dict)
     judged: float | None = None
     target: float | None = None
     target_text: str = ""
+    prize: float | None = None
+    prize_text: str = ""
     notes: str = ""
     details: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
-        """`OK`, `MISSED`, or "" where nothing was promised."""
-        if self.judged is None or self.target is None:
+        """One of the words above, or "" where nothing was promised."""
+        if self.value is None:
+            return NOT_MEASURED
+        if self.target is None:
             return ""
+        if self.judged is None:
+            return NOT_MEASURED
+        if self.prize is not None and self.judged <= self.prize:
+            return PRIZE
         return OK if self.judged <= self.target else MISSED
 
     def as_json(self) -> dict[str, Any]:
@@ -58,13 +74,23 @@ class Result:
             "judged": self.judged,
             "target": self.target,
             "target_text": self.target_text,
+            "prize": self.prize,
+            "prize_text": self.prize_text,
             "verdict": self.verdict,
             "notes": self.notes,
             "details": list(self.details),
         }
 
 
-_COLUMNS = ("case", "figure", "ratio to floors of this run", "target", "", "notes")
+_COLUMNS = (
+    "case",
+    "figure",
+    "ratio to floors of this run",
+    "target",
+    "prize",
+    "verdict",
+    "notes",
+)
 
 
 def _rows(results: list[Result]) -> list[tuple[str, ...]]:
@@ -74,9 +100,10 @@ def _rows(results: list[Result]) -> list[tuple[str, ...]]:
         rows.append(
             (
                 f"{result.measurement}: {result.case}",
-                f"{_short(result.value)} {result.unit}",
+                "-" if result.value is None else f"{_short(result.value)} {result.unit}",
                 ratios,
                 result.target_text,
+                result.prize_text,
                 result.verdict,
                 result.notes,
             )
@@ -102,9 +129,12 @@ def show(machine: dict[str, Any], results: list[Result], *, seconds: float) -> N
     for result in results:
         for line in result.details:
             print(f"{result.measurement}: {result.case}: {line}")
-    missed = sum(result.verdict == MISSED for result in results)
-    kept = sum(result.verdict == OK for result in results)
-    print(f"{seconds:g} s; targets: {kept} ok, {missed} missed")
+    verdicts = [result.verdict for result in results if result.target is not None]
+    counts = [f"{verdicts.count(each)} {each}" for each in (PRIZE, OK, MISSED, NOT_MEASURED)]
+    print(f"{seconds:g} s; targets: {', '.join(counts)}")
+
+
+_COLOURS = {PRIZE: "bold green", OK: "green", MISSED: "bold red", NOT_MEASURED: "yellow"}
 
 
 def _show_rich(facts: list[str], rows: list[tuple[str, ...]]) -> None:
@@ -118,10 +148,14 @@ def _show_rich(facts: list[str], rows: list[tuple[str, ...]]) -> None:
     table = Table()
     for column in _COLUMNS:
         table.add_column(column, justify="right" if column == "figure" else "left")
-    for *cells, verdict, notes in rows:
-        colour = {OK: "green", MISSED: "bold red"}.get(verdict)
+    measurement = ""
+    for case, *cells, verdict, notes in rows:
+        if measurement and not case.startswith(measurement):
+            table.add_section()
+        measurement = case.partition(":")[0] + ":"
+        colour = _COLOURS.get(verdict)
         shown = f"[{colour}]{verdict}[/]" if colour else ""
-        table.add_row(*map(escape, cells), shown, escape(notes))
+        table.add_row(escape(case), *map(escape, cells), shown, escape(notes))
     console.print(table)
 
 

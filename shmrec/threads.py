@@ -1,0 +1,41 @@
+"""Which thread speaks: its kernel id, its name, and what gevent may have replaced.
+
+Runs in producers, both engines alike, when a thread records for the first time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from shmrec.events import NAME_LIMIT
+from shmrec.values import bounded_text
+
+__all__ = ["Speaker", "native"]
+
+
+def native(name: str) -> Any:
+    """A function or class of ``_thread`` as it was before gevent replaced it, if it did."""
+    monkey = sys.modules.get("gevent.monkey")
+    saved = getattr(monkey, "saved", {}).get("_thread", {})
+    return saved.get(name, getattr(__import__("_thread"), name))
+
+
+_get_native_id: Callable[[], int] = native("get_native_id")
+
+
+class Speaker:
+    """A thread as a writer knows it: its kernel id and its name."""
+
+    __slots__ = ("id", "name")
+
+    def __init__(self) -> None:
+        threading = sys.modules.get("threading")
+        name = ""
+        if threading is not None:
+            # current_thread() would register a dummy for a thread it does not know.
+            known = threading._active.get(threading.get_ident())
+            name = known.name if known is not None else ""
+        self.id = _get_native_id()
+        self.name = bounded_text(name if isinstance(name, str) else "", NAME_LIMIT)
