@@ -21,7 +21,6 @@
    - Nothing is global: types and the thread's key are in the module's state. */
 #include "_native_span.h"
 
-#include <structmember.h>
 #include <sys/syscall.h>
 
 static PyObject *wrong_count(const char *call, Py_ssize_t count)
@@ -578,7 +577,10 @@ static int module_exec(PyObject *module)
     state->writer_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &writer_spec, NULL);
     state->span_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &span_spec, NULL);
     state->nowhere_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &nowhere_spec, NULL);
-    if (!state->thread_key || !state->writer_type || !state->span_type || !state->nowhere_type) {
+    state->method_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &method_spec, NULL);
+    if (!state->thread_key || !state->writer_type || !state->span_type || !state->nowhere_type ||
+        !state->method_type || add_methods(state->span_type, state->method_type) < 0 ||
+        add_methods(state->nowhere_type, state->method_type) < 0) {
         return -1;
     }
     state->nowhere = state->nowhere_type->tp_alloc(state->nowhere_type, 0);
@@ -587,6 +589,7 @@ static int module_exec(PyObject *module)
         Py_XDECREF(layout);
         return -1;
     }
+    ((Nowhere *)state->nowhere)->call = nowhere_call;
     int failed = PyModule_AddObjectRef(module, "LAYOUT_ID", layout);
     Py_DECREF(layout);
     return failed ? -1 : PyModule_AddType(module, state->writer_type);
@@ -599,6 +602,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->writer_type);
     Py_VISIT(state->span_type);
     Py_VISIT(state->nowhere_type);
+    Py_VISIT(state->method_type);
     Py_VISIT(state->nowhere);
     Py_VISIT(state->thread_key);
     Py_VISIT(state->speaker);
@@ -615,6 +619,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->writer_type);
     Py_CLEAR(state->span_type);
     Py_CLEAR(state->nowhere_type);
+    Py_CLEAR(state->method_type);
     Py_CLEAR(state->nowhere);
     Py_CLEAR(state->thread_key);
     Py_CLEAR(state->speaker);

@@ -21,9 +21,7 @@
 #ifndef SHMREC_NATIVE_BATCH_H
 #define SHMREC_NATIVE_BATCH_H
 
-#include "_native_pack.h"
-
-#include <time.h>
+#include "_native_clock.h"
 
 #define ONE_EVENT (UINT64_C(1) << SHMREC_COUNT_SHIFT)
 
@@ -93,6 +91,7 @@ typedef struct {
     uint8_t *limit;         /* the slot's end; NULL if the next event needs another batch */
     Known *known;
     size_t known_mask;
+    Clock clock;
     bool unfenced;
     volatile uint64_t *guard;   /* 0: no ring, or a forked child's; the kernel wipes it there */
     Speaker *speaker;           /* the thread that recorded last */
@@ -131,13 +130,6 @@ typedef struct {
 
 /* Array header and kind, time, name, duration, span; room for whole words at the name. */
 #define EVENT_MOST (2 + 4 * NUMBER_MOST + SHMREC_WORD)
-
-hot uint64_t clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
 
 static void count_lost(Batch *batch, int cause, int64_t count)
 {
@@ -439,7 +431,7 @@ hot bool add(Batch *batch, const Event *event, uint64_t thread, uint64_t now)
     }
     uint64_t generation = load(batch->generation_word);
     if (likely(!now)) {
-        now = clock_ns();
+        now = clock_ns(&batch->clock, batch->last);
     }
     const Known *row = &batch->known[(size_t)event->hash & batch->known_mask];
     if (likely(generation == batch->generation && thread == batch->thread &&

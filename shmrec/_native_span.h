@@ -6,6 +6,8 @@
 
 #include "_native_writer.h"
 
+#include <structmember.h>
+
 /* The heads of a kind's events, without arguments and with them. */
 typedef uint8_t Heads[2][2];
 static const Heads INSTANT = {{SHMREC_PREFIX_INSTANT}, {SHMREC_PREFIX_INSTANT_ARGS}};
@@ -128,7 +130,14 @@ hot int end_span(Writer *self, uint64_t span, const uint8_t *args, size_t size)
     return 0;
 }
 
-/* The context manager that `span` returns. */
+/* The context manager that `span` returns.
+
+   A with statement looks `__enter__` and `__exit__` up and would have a bound method made of
+   each, which costs more than recording both events. So the span itself is what it finds: `Method`
+   is a descriptor whose bound form is the object that it was looked up on, and that, called
+   without arguments, enters, and called with arguments, exits. */
+
+static PyObject *span_call(PyObject *op, PyObject *const *args, size_t count, PyObject *names);
 
 static PyObject *make_span(Writer *self, PyObject *name, const uint8_t *args, size_t size)
 {
@@ -154,6 +163,7 @@ static PyObject *make_span(Writer *self, PyObject *name, const uint8_t *args, si
             return NULL;
         }
     }
+    span->call = span_call;
     span->writer = (Writer *)Py_NewRef((PyObject *)self);
     span->name = Py_NewRef(name);
     span->id = 0;
@@ -178,8 +188,10 @@ static void span_dealloc(PyObject *op)
 
     PyObject_GC_UnTrack(op);
     Py_DECREF(self->name);
-    PyMem_RawFree(self->args);
-    if (writer->spares < SPARE_SPANS) {
+    if (self->args) {
+        PyMem_RawFree(self->args);
+    }
+    if (likely(writer->spares < SPARE_SPANS)) {
         writer->spare[writer->spares++] = self;
     }
     else {
@@ -189,21 +201,20 @@ static void span_dealloc(PyObject *op)
     Py_DECREF(writer);
 }
 
-static PyObject *span_enter(PyObject *op, PyObject *Py_UNUSED(ignored))
+hot PyObject *span_enter(Span *self)
 {
-    Span *self = (Span *)op;
     Writer *writer = self->writer;
     self->id = 0;
     if (unlikely(!bound(writer))) {
         int ready = revived(writer);
         if (ready <= 0) {
-            return ready < 0 ? NULL : Py_NewRef(op);
+            return ready < 0 ? NULL : Py_NewRef((PyObject *)self);
         }
     }
     int failed = likely(!self->args)
                      ? begin_span(writer, self->name, NULL, 0, &self->id)
                      : begin_span(writer, self->name, self->args, self->args_size, &self->id);
-    return unlikely(failed) ? NULL : Py_NewRef(op);
+    return unlikely(failed) ? NULL : Py_NewRef((PyObject *)self);
 }
 
 /* `{"error": the exception's class}`: the bytes packed, 0 with an exception. */
@@ -226,14 +237,9 @@ cold int end_with_error(Writer *self, uint64_t span, PyObject *kind)
     return size ? end_span(self, span, room, size) : -1;
 }
 
-static PyObject *span_exit(PyObject *op, PyObject *const *args, Py_ssize_t count)
+hot PyObject *span_exit(Span *self, PyObject *kind)
 {
-    Span *self = (Span *)op;
     Writer *writer = self->writer;
-    if (unlikely(count < 1)) {
-        PyErr_SetString(PyExc_TypeError, "__exit__() needs the exception's type, or None");
-        return NULL;
-    }
     if (unlikely(self->id <= writer->inherited)) {
         Py_RETURN_NONE;
     }
@@ -243,9 +249,23 @@ static PyObject *span_exit(PyObject *op, PyObject *const *args, Py_ssize_t count
             return ready < 0 ? NULL : Py_NewRef(Py_None);
         }
     }
-    int failed = likely(args[0] == Py_None) ? end_span(writer, self->id, NULL, 0)
-                                            : end_with_error(writer, self->id, args[0]);
+    int failed = likely(kind == Py_None) ? end_span(writer, self->id, NULL, 0)
+                                         : end_with_error(writer, self->id, kind);
     return unlikely(failed) ? NULL : Py_NewRef(Py_None);
+}
+
+cold PyObject *no_keywords(void)
+{
+    PyErr_SetString(PyExc_TypeError, "entering and leaving a span takes no keyword arguments");
+    return NULL;
+}
+
+static PyObject *span_call(PyObject *op, PyObject *const *args, size_t count, PyObject *names)
+{
+    if (unlikely(names && PyTuple_GET_SIZE(names))) {
+        return no_keywords();
+    }
+    return PyVectorcall_NARGS(count) ? span_exit((Span *)op, args[0]) : span_enter((Span *)op);
 }
 
 static PyObject *span_id(PyObject *op, void *Py_UNUSED(closure))
@@ -253,46 +273,48 @@ static PyObject *span_id(PyObject *op, void *Py_UNUSED(closure))
     return PyLong_FromUnsignedLongLong(((Span *)op)->id);
 }
 
-static PyMethodDef span_methods[] = {
-    {"__enter__", span_enter, METH_NOARGS, "Begin the span."},
-    {"__exit__", (PyCFunction)(void (*)(void))span_exit, METH_FASTCALL,
-     "End the span; an exception that passes through is noted as `error` and goes on."},
-    {NULL, NULL, 0, NULL},
-};
-
 static PyGetSetDef span_getters[] = {
     {"id", span_id, NULL, "The span's number; 0 before it is entered.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMemberDef span_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Span, call), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
 };
 
 static PyType_Slot span_slots[] = {
     {Py_tp_doc, "A span around a block: begins at entry, ends at exit."},
     {Py_tp_dealloc, span_dealloc},
     {Py_tp_traverse, span_traverse},
-    {Py_tp_methods, span_methods},
+    {Py_tp_call, PyVectorcall_Call},
     {Py_tp_getset, span_getters},
+    {Py_tp_members, span_members},
     {0, NULL},
 };
 
 static PyType_Spec span_spec = {
     .name = "shmrec._native.Span",
     .basicsize = sizeof(Span),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION |
-             Py_TPFLAGS_IMMUTABLETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = span_slots,
 };
 
 /* The span of a writer that has no ring: nothing, for everybody the same. */
 
-static PyObject *nowhere_enter(PyObject *op, PyObject *Py_UNUSED(ignored))
-{
-    return Py_NewRef(op);
-}
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+} Nowhere;
 
-static PyObject *nowhere_exit(PyObject *Py_UNUSED(op), PyObject *const *Py_UNUSED(args),
-                              Py_ssize_t Py_UNUSED(count))
+static PyObject *nowhere_call(PyObject *op, PyObject *const *Py_UNUSED(args), size_t count,
+                              PyObject *names)
 {
-    Py_RETURN_NONE;
+    if (unlikely(names && PyTuple_GET_SIZE(names))) {
+        return no_keywords();
+    }
+    return Py_NewRef(PyVectorcall_NARGS(count) ? Py_None : op);
 }
 
 static PyObject *nowhere_id(PyObject *Py_UNUSED(op), void *Py_UNUSED(closure))
@@ -300,29 +322,74 @@ static PyObject *nowhere_id(PyObject *Py_UNUSED(op), void *Py_UNUSED(closure))
     return PyLong_FromLong(0);
 }
 
-static PyMethodDef nowhere_methods[] = {
-    {"__enter__", nowhere_enter, METH_NOARGS, "Nothing."},
-    {"__exit__", (PyCFunction)(void (*)(void))nowhere_exit, METH_FASTCALL, "Nothing."},
-    {NULL, NULL, 0, NULL},
-};
-
 static PyGetSetDef nowhere_getters[] = {
     {"id", nowhere_id, NULL, "0.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+static PyMemberDef nowhere_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Nowhere, call), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
 static PyType_Slot nowhere_slots[] = {
     {Py_tp_doc, "The span of a writer that records nothing."},
-    {Py_tp_methods, nowhere_methods},
+    {Py_tp_call, PyVectorcall_Call},
     {Py_tp_getset, nowhere_getters},
+    {Py_tp_members, nowhere_members},
     {0, NULL},
 };
 
 static PyType_Spec nowhere_spec = {
     .name = "shmrec._native.Nowhere",
-    .basicsize = sizeof(PyObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .basicsize = sizeof(Nowhere),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = nowhere_slots,
 };
+
+/* `__enter__` and `__exit__` of both. Looked up on the class, called with the span first. */
+
+static PyObject *method_get(PyObject *self, PyObject *object, PyObject *Py_UNUSED(type))
+{
+    return Py_NewRef(object && object != Py_None ? object : self);
+}
+
+static PyObject *method_call(PyObject *self, PyObject *args, PyObject *names)
+{
+    State *state = PyType_GetModuleState(Py_TYPE(self));
+    PyObject *span = PyTuple_GET_SIZE(args) ? PyTuple_GET_ITEM(args, 0) : NULL;
+    if (!span || (!Py_IS_TYPE(span, state->span_type) && !Py_IS_TYPE(span, state->nowhere_type))) {
+        PyErr_SetString(PyExc_TypeError, "the first argument must be a span");
+        return NULL;
+    }
+    PyObject *rest = PyTuple_GetSlice(args, 1, PyTuple_GET_SIZE(args));
+    PyObject *result = rest ? PyObject_Call(span, rest, names) : NULL;
+    Py_XDECREF(rest);
+    return result;
+}
+
+static PyType_Slot method_slots[] = {
+    {Py_tp_doc, "What enters a span, without arguments, and leaves it, with the exception's."},
+    {Py_tp_descr_get, method_get},
+    {Py_tp_call, method_call},
+    {0, NULL},
+};
+
+static PyType_Spec method_spec = {
+    .name = "shmrec._native.Method",
+    .basicsize = sizeof(PyObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = method_slots,
+};
+
+/* Give a type its two methods. */
+static int add_methods(PyTypeObject *type, PyTypeObject *method_type)
+{
+    PyObject *method = method_type->tp_alloc(method_type, 0);
+    int failed = !method || PyObject_SetAttrString((PyObject *)type, "__enter__", method) < 0 ||
+                 PyObject_SetAttrString((PyObject *)type, "__exit__", method) < 0;
+    Py_XDECREF(method);
+    return failed ? -1 : 0;
+}
 
 #endif /* SHMREC_NATIVE_SPAN_H */

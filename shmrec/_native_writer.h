@@ -22,6 +22,7 @@ typedef struct {
     PyTypeObject *writer_type;
     PyTypeObject *span_type;
     PyTypeObject *nowhere_type;
+    PyTypeObject *method_type;
     PyObject *nowhere;
     PyObject *thread_key;       /* under which a thread state's dict has the thread's Speaker */
     PyObject *speaker;          /* threads.Speaker */
@@ -49,6 +50,7 @@ typedef struct {
 
 struct Span {
     PyObject_HEAD
+    vectorcallfunc call;
     Writer *writer;
     PyObject *name;
     uint64_t id;
@@ -472,6 +474,7 @@ static int settle(Writer *self, Py_buffer *memory, Py_ssize_t entry, Py_ssize_t 
     batch->slots = (size_t)slots;
     batch->generation_word = &batch->control->generation;
     batch->writing_word = &batch->entry->writing;
+    start_clock(&batch->clock);
     batch->number = load(&batch->entry->opening);
     batch->writing = load(batch->writing_word) & ~UINT64_C(1);
     return 0;
