@@ -4,13 +4,9 @@ All variants of the service run at the same time, each with one worker, and are 
 a few dozen requests each, in another order every round. What counts is the worker's own
 processor time per request. Two services of the very same kind differ too, by where their
 memory happens to lie: two with hooks off are compared, which says what can be told apart, and
-everything is started anew many times. One more service has hooks that are switched on and off
-between rounds, so that its worker is compared with itself; there they are also on with
+everything is started anew many times. Another service, then, has hooks that are switched on and
+off between rounds, so that its worker is compared with itself; there they are also on with
 recording calls that do nothing, which is what remains however fast an engine is.
-
-At last, in this process: the two hooks alone, again and again, against gunicorn's own default
-hooks. In a service they cost several times as much, since a request leaves little of them in
-the processor's caches.
 """
 
 from __future__ import annotations
@@ -28,14 +24,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 from tools.bench import switched_hooks as switch
 from tools.bench import timing
+from tools.bench.hooks_alone import measure_hooks
 from tools.bench.report import Options, Result
-from tools.bench.rig import attached
 
 TARGET = 1.01
 _ROOT = Path(__file__).resolve().parents[2]
@@ -55,24 +50,42 @@ _POLL_SECONDS = 0.01
 _QUIET_SECONDS = 0.001
 _BUFFER = 1 << 16
 _CPUCLOCK_SCHED = 2
+_REQUESTS = 25
 _AFTER_SWITCH = 3
 _RESAMPLES = 2_000
 
 _HOOKS = "python:shmrec.integrations.gunicorn"
 _SWITCHED_HOOKS = "python:tools.bench.switched_hooks"
-_VARIANTS = {
-    "sync": {
-        _OFF: ("", _HTTPBIN),
-        _OFF_AGAIN: ("", _HTTPBIN),
-        _ON: (_HOOKS, _HTTPBIN),
-        _TEN: (_HOOKS, "tools.bench.ten_spans:recorded"),
-        _TEN_PLAIN: ("", "tools.bench.ten_spans:plain"),
-        _SWITCHED_OFF: (_SWITCHED_HOOKS, _HTTPBIN),
-    },
-    "gthread": {_OFF: ("", _HTTPBIN), _ON: (_HOOKS, _HTTPBIN)},
-}
-"""By worker class and title: the configuration, and the application."""
+_SYNC = "sync"
 
+
+@dataclass(frozen=True)
+class Group:
+    """Services that run beside each other: by title, their configuration and application."""
+
+    kind: str
+    launches: int
+    rounds: int
+    variants: dict[str, tuple[str, str]]
+
+
+_GROUPS = (
+    Group(
+        _SYNC,
+        8,
+        15,
+        {
+            _OFF: ("", _HTTPBIN),
+            _OFF_AGAIN: ("", _HTTPBIN),
+            _ON: (_HOOKS, _HTTPBIN),
+            _TEN: (_HOOKS, "tools.bench.ten_spans:recorded"),
+            _TEN_PLAIN: ("", "tools.bench.ten_spans:plain"),
+        },
+    ),
+    # Where memory lies matters by a percent: many launches tell more than many rounds.
+    Group(_SYNC, 24, 10, {_SWITCHED_OFF: (_SWITCHED_HOOKS, _HTTPBIN)}),
+    Group("gthread", 5, 15, {_OFF: ("", _HTTPBIN), _ON: (_HOOKS, _HTTPBIN)}),
+)
 _SWITCHES = {
     _SWITCHED_OFF: switch.OFF,
     _SWITCHED_OFF_AGAIN: switch.OFF,
@@ -88,7 +101,7 @@ _FLOORS = {
     _SWITCHED_ON: (_SWITCHED_OFF,),
     _SWITCHED_UNRECORDED: (_SWITCHED_OFF,),
 }
-_PROMISED = (("sync", _ON), ("sync", _SWITCHED_ON))
+_PROMISED = ((_SYNC, _ON), (_SYNC, _SWITCHED_ON))
 
 
 def measure(options: Options) -> list[Result]:
@@ -108,23 +121,27 @@ def measure(options: Options) -> list[Result]:
             )
             for kind, title in _PROMISED
         ]
-    launches, rounds, requests = (1, 3, 10) if options.quick else (10, 15, 25)
     results = []
     whole = 0.0
-    for kind, variants in _VARIANTS.items():
-        if options.quick and kind != "sync":
+    for group in _GROUPS:
+        if options.quick and group.kind != _SYNC:
             continue
+        launches, rounds, requests = group.launches, group.rounds, _REQUESTS
+        if options.quick:
+            launches, rounds, requests = 1, 3, 10
         runs = []
         for number in range(launches):
             with contextlib.ExitStack() as stack:
                 services = {
-                    title: stack.enter_context(_service(kind, configuration, application, number))
-                    for title, (configuration, application) in variants.items()
+                    title: stack.enter_context(
+                        _service(group.kind, configuration, application, number)
+                    )
+                    for title, (configuration, application) in group.variants.items()
                 }
                 runs.append(_run(services, rounds, requests))
-        results += [_result(kind, title, runs) for title in runs[0]]
+        results += [_result(group.kind, title, runs) for title in runs[0]]
         whole = whole or _microseconds(runs, _OFF)
-    return results + _hooks_alone(options, whole)
+    return results + measure_hooks(options, whole)
 
 
 # The services.
@@ -319,67 +336,3 @@ def _spread(runs: list[timing.Samples], title: str, floor: str) -> str:
     each = sorted(statistics.median(ratios) for ratios in launches)
     exact = statistics.median(_ratios(runs, title, floor))
     return f"{exact:.4f}, 95 % {low:.3f} to {high:.3f}; launches {each[0]:.3f} to {each[-1]:.3f}"
-
-
-# The hooks alone.
-
-
-def _hooks_alone(options: Options, request_us: float) -> list[Result]:
-    from gunicorn.config import PostRequest, PreRequest
-    from gunicorn.glogging import Logger
-
-    from shmrec.integrations import gunicorn
-    from shmrec.integrations.gunicorn_requests import RequestSpans
-
-    rounds, number = (15, 100) if options.quick else (200, 300)
-    worker = SimpleNamespace(log=Logger(_configuration()))
-    names = {
-        "worker": worker,
-        "request": SimpleNamespace(method="GET", path="/get"),
-        "environ": {},
-        "response": SimpleNamespace(status="200 OK", headers_sent=True),
-    }
-    call = "before(worker, request); after(worker, request, environ, response)"
-    ours = {"before": gunicorn.pre_request, "after": gunicorn.post_request}
-    theirs = {"before": PreRequest.default, "after": PostRequest.default}
-    before = gunicorn._spans
-    with attached(options.directory) as recorder:
-
-        def with_spans(spans: RequestSpans) -> timing.Sample:
-            sample = timing.statement(call, names | ours, number)
-
-            def taken() -> float:
-                gunicorn._spans = spans
-                return sample()
-
-            return taken
-
-        unrecorded: Any = switch.Unrecorded()
-        titles = ("the two hooks, recording", "the two hooks, recording replaced by nothing")
-        theirs_title = "gunicorn's default hooks"
-        try:
-            samples = timing.interleaved(
-                {
-                    titles[0]: with_spans(RequestSpans(recorder)),
-                    titles[1]: with_spans(RequestSpans(unrecorded)),
-                    theirs_title: timing.statement(call, names | theirs, number),
-                },
-                rounds,
-            )
-        finally:
-            gunicorn._spans = before
-    results = []
-    default = statistics.median(samples[theirs_title]) / 1e3
-    for title in titles:
-        value = statistics.median(samples[title]) / 1e3
-        added = value - default
-        share = f"adds {added:.2f} us, {100 * added / request_us:.2f} % of a request's"
-        ratios = {theirs_title: round(timing.ratio(samples, title, theirs_title), 3)}
-        results.append(Result("web", title, value, "us/request", ratios, notes=share))
-    return results
-
-
-def _configuration() -> Any:
-    from gunicorn.config import Config
-
-    return Config()
