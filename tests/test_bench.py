@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -14,6 +16,8 @@ import pytest
 
 from tools.bench import engines, floors, lttng_peer, report
 from tools.bench.report import Result
+from tools.bench.rig import Rig
+from tools.bench.throughput import Books
 
 BENCH = Path(__file__).resolve().parents[1] / "tools" / "bench"
 ATTACHED = (
@@ -209,3 +213,65 @@ def test_the_table_holds_figures_bounds_and_verdicts(
     ):
         assert word in shown
     assert ("│" in shown) == terminal
+
+
+def results_of(tmp_path: Path, measurement: str) -> dict[str, Any]:
+    """A quick run's results by case; nothing but the figures may be left of it."""
+    snapshots = tmp_path / "snapshots"
+    found = by_case(measured(tmp_path, measurement, "--dir", str(snapshots)), measurement)
+    assert not list(snapshots.iterdir())
+    return found
+
+
+def test_throughput_is_reported_and_every_event_accounted_for(tmp_path: Path) -> None:
+    results = list(results_of(tmp_path, "throughput").values())
+    costs = [result["case"] for result in results if result["unit"] == "ns/event"]
+    assert costs == [
+        f"{producers}, {snapshots}"
+        for producers in ("1 producer", "2 producers")
+        for snapshots in ("no snapshots", "snapshots continuously")
+    ]
+    (one, two) = [result for result in results if result["unit"] == "events"]
+    assert (one["judged"], one["target"]) == (0, 0), one["notes"]
+    assert (two["judged"], two["target"]) == (0, 0), two["notes"]
+
+
+def test_a_producers_memory_is_reported_beside_that_of_the_same_work(tmp_path: Path) -> None:
+    results = results_of(tmp_path, "producer-memory")
+    recorded = results["a producer, besides its ring, after 100,000 events"]
+    assert recorded["judged"] >= recorded["value"] > 0
+    assert results["the same work, recorded nowhere"]["unit"] == "MiB"
+    # Whatever the machine, an import needs some.
+    assert results["import shmrec"]["value"] > 0
+
+
+def test_a_web_service_is_measured_with_hooks_and_without(tmp_path: Path) -> None:
+    pytest.importorskip("gunicorn")
+    if importlib.util.find_spec("httpbin") is None:
+        pytest.skip("httpbin is not installed")
+    results = results_of(tmp_path, "web")
+    assert results["sync, hooks off"]["value"] > 0
+    assert results["sync, hooks on"]["ratios"]["hooks off"] > 0
+    assert set(results["sync, hooks on, ten spans"]["ratios"]) == {
+        "hooks off",
+        "hooks off, ten empty blocks",
+    }
+    assert results["sync, one worker, switched on"]["target"] == 1.01
+
+
+def test_a_snapshot_whose_counts_do_not_add_up_is_miscounted(tmp_path: Path) -> None:
+    # The checks of `throughput` themselves: nothing else would tell if they saw nothing.
+    with Rig(tmp_path, size=256 << 10, producers=1) as rig:
+        rig.grow(1, full=False)
+        (work,) = rig.record(1_000)
+        right, told_more, other_last = Books(), Books(), Books()
+        right.check(rig.flight.snapshot("right"), [work], last=999)
+        more = dataclasses.replace(work, recorded=work.recorded + 3)
+        told_more.check(rig.flight.snapshot("more"), [more])
+        other_last.check(rig.flight.snapshot("last"), [work], last=998)
+        rig.flight.recorder.end(12_345)
+        other_last.check(rig.flight.snapshot("lost"), [work])
+    assert (right.wrong, right.lost) == (0, 0)
+    assert right.recorded == right.kept == work.recorded
+    assert told_more.wrong == 3
+    assert (other_last.wrong, other_last.losses) == (1, {"unmatched": 1})

@@ -104,7 +104,7 @@ def test_a_span_goes_wherever_a_context_manager_goes(arena: Arena) -> None:
     writer = arena.writer()
     with contextlib.ExitStack() as stack:
         span = stack.enter_context(writer.span("stacked", n=1))
-    kind = type(span)
+    kind: Any = type(span)
     again = kind.__enter__(span)
     assert again is span
     assert kind.__exit__(span, None, None, None) is None

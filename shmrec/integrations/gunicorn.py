@@ -180,7 +180,7 @@ def post_request(
     """A request is over, with the exception that is in flight unless `error` says which."""
     if _spans is not None:
         try:
-            _spans.end(req, resp, sys.exc_info()[1] if error is ... else error)
+            _spans.end(req, resp, sys.exception() if error is ... else error)
         except Exception as failure:
             _warn(worker.log, f"a request was not recorded: {failure!r}")
 

@@ -44,77 +44,100 @@ def check_fields(fields: Iterable[str]) -> tuple[str, ...]:
     return wanted
 
 
-class _Opened:
-    """A request that has begun; what is learnt of it on its way."""
+class _Told:
+    """What an ASGI application tells of a request on its way."""
 
-    __slots__ = ("error", "span", "status")
+    __slots__ = ("error", "status")
 
-    def __init__(self, span: int) -> None:
-        self.span = span
+    def __init__(self) -> None:
         self.status: int | None = None
         self.error: str | None = None
 
 
-_current: ContextVar[_Opened | None] = ContextVar("shmrec_request", default=None)
+_current: ContextVar[_Told | None] = ContextVar("shmrec_request", default=None)
 
 
 class RequestSpans:
     """The requests that a worker is in the middle of."""
 
     def __init__(self, recorder: Recorder, fields: Iterable[str] = ()) -> None:
-        self._recorder = recorder
+        self._begin = recorder.begin
+        self._end = recorder.end
         self._fields = {name: _field(name) for name in fields}
-        self._open: dict[int, _Opened] = {}
+        self._open: dict[int, int] = {}
+        self._told: dict[int, _Told] = {}
         self._asgi = False
+
+    # Between two requests the processor has forgotten this code: what counts is how much of it
+    # a plain request touches, more than what any of it does.
 
     def begin(self, request: Any) -> None:
         """A request begins."""
-        extra = {}
-        for name, field in self._fields.items():
-            value = field(request)
-            if value is not None:
-                extra[name] = value
-        span = self._recorder.begin("request", method=request.method, path=request.path, **extra)
-        if not span:
-            return
         key = id(request)
-        if key in self._open:
+        opened = self._open
+        if key in opened:
             # Its address had another request, which has ended without a word.
             self._abandon(key)
-        elif len(self._open) >= _LIMIT:
-            self._abandon(next(iter(self._open)))
-        self._open[key] = opened = _Opened(span)
-        if self._asgi:
-            _current.set(opened)
+        elif len(opened) >= _LIMIT:
+            self._abandon(next(iter(opened)))
+        if self._fields:
+            extra = self._extra(request)
+            span = self._begin("request", method=request.method, path=request.path, **extra)
+        else:
+            span = self._begin("request", method=request.method, path=request.path)
+        if span:
+            opened[key] = span
+            if self._asgi:
+                self._told[key] = told = _Told()
+                _current.set(told)
+
+    def _extra(self, request: Any) -> dict[str, Any]:
+        found = {name: field(request) for name, field in self._fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
 
     def _abandon(self, key: int) -> None:
-        opened = self._open.pop(key, None)
-        if opened is not None:
-            self._recorder.end(opened.span, abandoned=True)
+        self._told.pop(key, None)
+        span = self._open.pop(key, 0)
+        if span:
+            self._end(span, abandoned=True)
 
     def end(self, request: Any, response: Any, error: BaseException | None) -> None:
         """A request ends: with a response, with the exception in flight, or with neither."""
-        opened = self._open.pop(id(request), None)
-        if opened is None:
+        key = id(request)
+        span = self._open.pop(key, 0)
+        if not span:
             return
+        if error is None and response is not None and not self._asgi:
+            try:
+                status = int(response.status[:3])
+            except (TypeError, ValueError):
+                pass
+            else:
+                self._end(span, status=status)
+                return
+        self._end(span, **self._ending(key, response, error))
+
+    def _ending(self, key: int, response: Any, error: BaseException | None) -> dict[str, int | str]:
+        """How any other request has ended."""
         if isinstance(error, StopIteration):
             # How gunicorn's loops end a connection, after an error or without one.
             error = error.__context__
-        status = opened.status
+        told = self._told.pop(key, None)
+        status = told.status if told is not None else None
         if self._asgi:
             pass
         elif response is not None and (error is None or response.headers_sent):
             status = _number(response.status)
         elif _answered_500(error):
             status = 500
-        args: dict[str, Any] = {}
+        args: dict[str, int | str] = {}
         if status is not None:
             args["status"] = status
         if error is not None:
             args["error"] = type(error).__name__
-        elif opened.error is not None:
-            args["error"] = opened.error
-        self._recorder.end(opened.span, **args)
+        elif told is not None and told.error is not None:
+            args["error"] = told.error
+        return args
 
     def watch(self, app: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         """The ASGI application, its responses' status noted.
@@ -124,25 +147,25 @@ class RequestSpans:
         self._asgi = True
 
         async def watched(scope: Any, receive: Any, send: Any) -> None:
-            opened = _current.get() if scope["type"] == "http" else None
-            if opened is None:
+            told = _current.get() if scope["type"] == "http" else None
+            if told is None:
                 await app(scope, receive, send)
                 return
 
             async def noting(message: Any) -> None:
                 if message["type"] == "http.response.start":
-                    opened.status = message["status"]
+                    told.status = message["status"]
                 await send(message)
 
             try:
                 await app(scope, receive, noting)
             except Exception as error:
-                opened.error = type(error).__name__
-                if opened.status is None and _answered_500(error):
-                    opened.status = 500
+                told.error = type(error).__name__
+                if told.status is None and _answered_500(error):
+                    told.status = 500
                 raise
-            if opened.status is None:
-                opened.status = 500
+            if told.status is None:
+                told.status = 500
 
         return watched
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,6 +156,39 @@ def test_requests_without_an_end_do_not_pile_up() -> None:
     open_spans.end(kept[-1], None, None)
     assert record.ended[10_501] == {}
     assert list(record.ended) == [*range(1, 501), 10_500, 10_501]
+
+
+@pytest.mark.parametrize(
+    ("status", "args"),
+    [
+        ("200 OK", {"status": 200}),
+        ("404", {"status": 404}),
+        (204, {"status": 204}),
+        ("odd", {}),
+        (None, {}),
+    ],
+)
+def test_a_status_is_a_number_or_none(status: object, args: dict[str, int]) -> None:
+    record = Record()
+    open_spans = RequestSpans(record)  # type: ignore[arg-type]
+    request = Request()
+    open_spans.begin(request)
+    open_spans.end(request, SimpleNamespace(status=status, headers_sent=True), None)
+    assert record.ended == {1: args}
+
+
+def test_an_error_before_anything_was_sent_has_the_status_that_gunicorn_sends() -> None:
+    record = Record()
+    open_spans = RequestSpans(record)  # type: ignore[arg-type]
+    for sent in (False, True):
+        request = Request()
+        open_spans.begin(request)
+        response = SimpleNamespace(status="200 OK", headers_sent=sent)
+        open_spans.end(request, response, ValueError())
+    assert record.ended == {
+        1: {"status": 500, "error": "ValueError"},
+        2: {"status": 200, "error": "ValueError"},
+    }
 
 
 def test_an_address_and_a_header_that_is_missing() -> None:

@@ -28,8 +28,11 @@ from tools.bench import (  # noqa: E402
     idle_collector,
     import_cost,
     peers,
+    producer_memory,
     report,
     snapshot_latency,
+    throughput,
+    web_service,
 )
 from tools.bench.machine import describe  # noqa: E402
 from tools.bench.report import MISSED, Options, Result  # noqa: E402
@@ -38,9 +41,12 @@ MEASUREMENTS = {
     "events": event_cost.measure,
     "peers": peers.measure,
     "snapshot": snapshot_latency.measure,
-    "memory": collector_memory.measure,
     "idle": idle_collector.measure,
     "import": import_cost.measure,
+    "throughput": throughput.measure,
+    "web": web_service.measure,
+    "producer-memory": producer_memory.measure,
+    "collector-memory": collector_memory.measure,
 }
 
 

@@ -52,7 +52,7 @@ def _measure_one(rig: Rig, count: int) -> list[Result]:
     producers = "1 full ring" if count == 1 else f"{count} full rings"
     return [
         Result(
-            "memory",
+            "collector-memory",
             f"collector of {producers}, at rest",
             rest / _MIB,
             "MiB",
@@ -62,7 +62,7 @@ def _measure_one(rig: Rig, count: int) -> list[Result]:
             notes=f"private; {before['RssFile'] / _MIB:.0f} MiB more of files",
         ),
         Result(
-            "memory",
+            "collector-memory",
             f"snapshots of {producers}, besides",
             needed / _MIB,
             "MiB",
