@@ -19,7 +19,8 @@ from shmrec.layout import SlotFlag
 
 __all__ = ["Damage", "Decoded", "Event", "OpenSpan", "decode"]
 
-_MALFORMED: Final = (ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException)
+MALFORMED: Final = (ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException)
+"""What reading bytes that no writer writes may raise."""
 
 
 @dataclass(slots=True)
@@ -88,13 +89,7 @@ class Decoded:
     def __iter__(self) -> Iterator[Event]:
         try:
             yield from self._events()
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            OverflowError,
-            msgpack.UnpackException,
-        ) as error:
+        except MALFORMED as error:
             self.damage = f"undecodable after {self._time} ns: {type(error).__name__}: {error}"
 
     def _events(self) -> Iterator[Event]:

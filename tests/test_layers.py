@@ -15,7 +15,7 @@ LEVELS = (
     ("process", "fence", "values", "naming"),
     ("segment",),
     ("wakeup", "ledger", "batch", "decoder"),
-    ("manifest",),
+    ("manifest", "bulk", "merging"),
     ("writer", "ring", "ending", "requests", "store"),
     ("_engine",),
     ("claim", "snapshot_file", "live", "generation"),
