@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain, islice
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any, Final
 
 import msgpack
@@ -33,7 +33,7 @@ _NAME, _THREAD, _OPEN, _INSTANT, _BEGIN, _END, _COUNTER, _EXCEPTION = (
 _IS_INSTANT, _IS_BEGIN, _IS_END, _IS_COUNTER, _IS_EXCEPTION = (
     kind.name for kind in events.KINDS if kind.counted
 )
-_args = attrgetter("args")
+_args = itemgetter(Event._fields.index("args"))
 
 
 class Runs:
@@ -83,19 +83,25 @@ class Runs:
 
     def _careful(self, given: int) -> list[Event]:
         """The events behind the first `given`, as `decoder` reads them."""
+        pid, label, producer = self._whose
         decoded = decode(
-            self._payload, start_ns=self._start, generation=self._generation, flags=self._flags
+            self._payload,
+            start_ns=self._start,
+            generation=self._generation,
+            flags=self._flags,
+            pid=pid,
+            label=label,
+            producer=producer,
         )
         run = list(islice(decoded, given, None))
-        for event in run:
-            event.pid, event.label, event.producer = self._whose
         self.damage = decoded.damage
         return run
 
     def _usual(self) -> Iterator[list[Event]]:
         """Raises one of `MALFORMED` at anything unusual; what it gave before that stands."""
         # All that the loop looks at is local, and whatever holds for many is checked for many.
-        new, whole, table, text = Event, int, dict, str
+        new, event = tuple.__new__, Event
+        whole, table, text = int, dict, str
         instant, begin, end, counter, exception = _INSTANT, _BEGIN, _END, _COUNTER, _EXCEPTION
         generation = self._generation
         pid, label, producer = self._whose
@@ -131,10 +137,10 @@ class Runs:
                     time_ns += delta
                     kind = _IS_INSTANT if number is instant else _IS_EXCEPTION
                     add(
-                        new(
+                        new(event, (
                             time_ns, kind, names[name], thread, thread_name, generation,
                             0, args, None, None, pid, label, producer,
-                        )
+                        ))
                     )  # fmt: skip
                 elif number is end:
                     if len(item) == 6:
@@ -152,10 +158,10 @@ class Runs:
                         raise Damage
                     time_ns += delta
                     add(
-                        new(
+                        new(event, (
                             time_ns, _IS_END, names[name], thread, thread_name, generation,
                             span, args, None, duration, pid, label, producer,
-                        )
+                        ))
                     )  # fmt: skip
                 elif number is begin:
                     if len(item) == 5:
@@ -169,10 +175,10 @@ class Runs:
                         raise Damage
                     time_ns += delta
                     add(
-                        new(
+                        new(event, (
                             time_ns, _IS_BEGIN, names[name], thread, thread_name, generation,
                             span, args, None, None, pid, label, producer,
-                        )
+                        ))
                     )  # fmt: skip
                 elif number is counter:
                     _, delta, name, value = item
@@ -180,10 +186,10 @@ class Runs:
                         raise Damage
                     time_ns += delta
                     add(
-                        new(
+                        new(event, (
                             time_ns, _IS_COUNTER, names[name], thread, thread_name, generation,
                             0, {}, value, None, pid, label, producer,
-                        )
+                        ))
                     )  # fmt: skip
                 elif number is _NAME:
                     _, delta, name, value = item

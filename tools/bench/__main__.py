@@ -21,7 +21,14 @@ from pathlib import Path
 # A program, not a package that is installed: the checkout's root is where `tools` is found.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tools.bench import event_cost, idle_collector, import_cost, report, snapshot_latency  # noqa: E402
+from tools.bench import (  # noqa: E402
+    event_cost,
+    idle_collector,
+    import_cost,
+    reading,
+    report,
+    snapshot_latency,
+)
 from tools.bench.machine import describe  # noqa: E402
 from tools.bench.report import MISSED, Options, Result  # noqa: E402
 
@@ -30,6 +37,7 @@ MEASUREMENTS = {
     "snapshot": snapshot_latency.measure,
     "idle": idle_collector.measure,
     "import": import_cost.measure,
+    "reading": reading.measure,
 }
 
 
