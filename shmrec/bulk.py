@@ -11,7 +11,7 @@ Invariant: the events and the damage are those of `decoder.decode`, whatever the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from operator import itemgetter
 from typing import Any, Final
 
@@ -137,10 +137,10 @@ class Runs:
                     time_ns += delta
                     kind = _IS_INSTANT if number is instant else _IS_EXCEPTION
                     add(
-                        new(event, (
+                        (
                             time_ns, kind, names[name], thread, thread_name, generation,
                             0, args, None, None, pid, label, producer,
-                        ))
+                        )
                     )  # fmt: skip
                 elif number is end:
                     if len(item) == 6:
@@ -158,10 +158,10 @@ class Runs:
                         raise Damage
                     time_ns += delta
                     add(
-                        new(event, (
+                        (
                             time_ns, _IS_END, names[name], thread, thread_name, generation,
                             span, args, None, duration, pid, label, producer,
-                        ))
+                        )
                     )  # fmt: skip
                 elif number is begin:
                     if len(item) == 5:
@@ -175,10 +175,10 @@ class Runs:
                         raise Damage
                     time_ns += delta
                     add(
-                        new(event, (
+                        (
                             time_ns, _IS_BEGIN, names[name], thread, thread_name, generation,
                             span, args, None, None, pid, label, producer,
-                        ))
+                        )
                     )  # fmt: skip
                 elif number is counter:
                     _, delta, name, value = item
@@ -186,10 +186,10 @@ class Runs:
                         raise Damage
                     time_ns += delta
                     add(
-                        new(event, (
+                        (
                             time_ns, _IS_COUNTER, names[name], thread, thread_name, generation,
                             0, {}, value, None, pid, label, producer,
-                        ))
+                        )
                     )  # fmt: skip
                 elif number is _NAME:
                     _, delta, name, value = item
@@ -213,7 +213,7 @@ class Runs:
             keys = set(chain.from_iterable(map(_args, run)))
             if any(type(key) is not text for key in keys):
                 raise Damage
-            yield run
+            yield list(map(new, repeat(event), run))
         if unpacker.tell() != len(self._payload):
             raise Damage
 

@@ -5,9 +5,11 @@ the python writer has filled over plain memory with requests as a web worker has
 instants with two arguments, a counter. A few rings are made and then used again and again at
 later times, which costs a reader the same.
 
-Every sample is a process of its own that opens the file and counts its events; the time of its
-imports does not count, but for ``shmrec-dump``, where all of it does. The floor is unpacking
-the same batches with `msgpack.Unpacker`, and throwing the result away.
+Every sample is a process of its own that opens the file and counts its events; its imports do
+not count, but for ``shmrec-dump``, where everything does. It is one thread that waits for
+nothing but the file, so that what counts is the processor time it takes, whoever else is busy
+on the machine; the time that passed is in the notes. The floor is unpacking the same batches
+with `msgpack.Unpacker`, and throwing the result away.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -49,13 +52,14 @@ def peak():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
-path, before = sys.argv[1], peak()
-began = time.perf_counter()
+path, before, start = sys.argv[1], peak(), time.perf_counter()
+began = time.process_time()
 snapshot = shmrec.read(path)
-opened = time.perf_counter() - began
+opened = time.process_time() - began
 {how}
-seconds = time.perf_counter() - began
-print(json.dumps([count, seconds, opened, (peak() - before) / 1024]))
+seconds = time.process_time() - began
+passed = time.perf_counter() - start
+print(json.dumps([count, seconds, passed, opened, (peak() - before) / 1024]))
 """
 _HOW = {
     _READ: "count = sum(1 for _ in snapshot.events())",
@@ -68,7 +72,7 @@ with open(path, "rb") as file:
         for where in batches
     ]
 count = 0
-began = time.perf_counter()
+began = time.process_time()
 for payload in payloads:
     unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=len(payload))
     unpacker.feed(payload)
@@ -83,6 +87,7 @@ class _Seen:
     """What the processes said of themselves, the last of each kind."""
 
     events: int = 0
+    passed: float = 0.0
     opened: float = 0.0
     peak: float = 0.0
 
@@ -112,19 +117,18 @@ def _measure_one(
 
         def sample() -> float:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            count, seconds, opened, peak = json.loads(done.stdout)
-            seen[name] = _Seen(count, opened, peak)
+            count, seconds, *others = json.loads(done.stdout)
+            seen[name] = _Seen(count, *others)
             return float(seconds) / events * 1e9
 
         return sample
 
     def dump() -> float:
         command = [sys.executable, "-m", "shmrec.commands.dump", "events", str(path), "--count"]
-        began = time.perf_counter()
+        start, began = time.perf_counter(), _time_of_children()
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        seconds = time.perf_counter() - began
-        seen[_COUNT].events = int(done.stdout)
-        return seconds / events * 1e9
+        seen[_COUNT] = _Seen(int(done.stdout), time.perf_counter() - start)
+        return (_time_of_children() - began) / events * 1e9
 
     candidates = {name: child(name) for name in _HOW} | {_COUNT: dump}
     samples = timing.interleaved(candidates, rounds)
@@ -135,9 +139,9 @@ def _measure_one(
     size = path.stat().st_size
     for name in (_READ, _COUNT):
         promised = producers in _TARGET_PRODUCERS
-        notes = f"{size / 1e6:.0f} MB, {events:,} events"
+        notes = f"{size / 1e6:.0f} MB, {events:,} events in {seen[name].passed:.1f} s"
         if name == _READ:
-            notes += f", opened in {seen[name].opened:.2f} s, {seen[name].peak:.0f} MiB for it"
+            notes += f", {seen[name].opened:.2f} s of it to open; {seen[name].peak:.0f} MiB"
         yield Result(
             "reading",
             f"{name}, {producers} producers",
@@ -150,6 +154,12 @@ def _measure_one(
             notes=notes,
             details=_details(middle, seen, events) if verbose and name == _READ else (),
         )
+
+
+def _time_of_children() -> float:
+    """Processor seconds of all processes that have been waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _details(middle: dict[str, float], seen: dict[str, _Seen], events: int) -> tuple[str, ...]:
