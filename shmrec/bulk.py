@@ -37,11 +37,10 @@ _args = itemgetter(Event._fields.index("args"))
 
 
 class Runs:
-    """What a batch's bytes say, in lists of events: iterate, once.
+    """What a batch's bytes say, in lists of one to `size` events: iterate, once.
 
-    A list has at most `size` events as a rule, and is never empty; after damage or an unusual
-    event the rest of the batch is one list. When the iteration is over, `damage` says why
-    decoding stopped early, or is "". Never raises for what the bytes hold.
+    When the iteration is over, `damage` says why decoding stopped early, or is "". Never raises
+    for what the bytes hold.
     """
 
     def __init__(
@@ -77,12 +76,6 @@ class Runs:
             if run:
                 given += len(run)
                 yield run
-        run = self._careful(given)
-        if run:
-            yield run
-
-    def _careful(self, given: int) -> list[Event]:
-        """The events behind the first `given`, as `decoder` reads them."""
         pid, label, producer = self._whose
         decoded = decode(
             self._payload,
@@ -93,9 +86,10 @@ class Runs:
             label=label,
             producer=producer,
         )
-        run = list(islice(decoded, given, None))
+        rest = islice(decoded, given, None)
+        while run := list(islice(rest, self._size)):
+            yield run
         self.damage = decoded.damage
-        return run
 
     def _usual(self) -> Iterator[list[Event]]:
         """Raises one of `MALFORMED` at anything unusual; what it gave before that stands."""
@@ -117,8 +111,8 @@ class Runs:
         )
         unpacker.feed(self._payload)
         while True:
-            run: list[Event] = []
-            add = run.append
+            rows: list[tuple[Any, ...]] = []
+            add = rows.append
             item: Any = None
             for item in islice(unpacker, self._size):
                 if type(item) is not list:
@@ -210,10 +204,10 @@ class Runs:
             if item is None:
                 break
             # Keys are few and come again and again: the set of them is small.
-            keys = set(chain.from_iterable(map(_args, run)))
+            keys = set(chain.from_iterable(map(_args, rows)))
             if any(type(key) is not text for key in keys):
                 raise Damage
-            yield list(map(new, repeat(event), run))
+            yield list(map(new, repeat(event), rows))
         if unpacker.tell() != len(self._payload):
             raise Damage
 

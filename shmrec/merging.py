@@ -35,7 +35,7 @@ def run_size(streams: int) -> int:
 
 
 def merged(streams: Sequence[Iterable[list[Event]]], size: int) -> Iterator[list[Event]]:
-    """The streams' events in time order, in lists; `size` is what `run_size` says.
+    """The streams' events in time order, in lists; no run is longer than `size`.
 
     Events of one stream keep their order; which of two streams' events of the same nanosecond
     comes first is open. A stream out of order, which no producer writes, costs the order
@@ -45,17 +45,18 @@ def merged(streams: Sequence[Iterable[list[Event]]], size: int) -> Iterator[list
         yield from streams[0]
         return
     readers = [iter(stream) for stream in streams]
-    # The time up to which a stream has been read, and which it is: least first.
+    # The time up to which a stream has been read, and which it is: least first, and those of
+    # which nothing is known yet before all others.
     waiting = [(-1, number) for number in range(len(readers))]
+    # In order, a stream has no more than its newest run behind the least of the times.
     bound = max(_AT_A_TIME, len(readers) * size)
     held: list[Event] = []
     while waiting:
         missing = max(_AT_A_TIME, len(held) // 2)
         # A stream's runs side by side: for the sort they are one that is in order already.
         fresh: dict[int, list[Event]] = {}
-        # The first time, every stream says where it begins.
-        while waiting and (missing > 0 or waiting[0][0] < 0):
-            seen, number = waiting[0]
+        while waiting and missing > 0:
+            number = waiting[0][1]
             run = next(readers[number], None)
             if run is None:
                 heapq.heappop(waiting)
@@ -65,7 +66,7 @@ def merged(streams: Sequence[Iterable[list[Event]]], size: int) -> Iterator[list
                 fresh[number] += run
             else:
                 fresh[number] = run
-            heapq.heapreplace(waiting, (max(seen, run[-1].time_ns, 0), number))
+            heapq.heapreplace(waiting, (run[-1].time_ns, number))
         held += chain.from_iterable(fresh.values())
         held.sort(key=_time)
         if not waiting:

@@ -30,7 +30,7 @@ def carefully(payload: bytes) -> tuple[list[Event], str]:
 def in_bulk(payload: bytes, size: int = WHOLE) -> tuple[list[Event], str]:
     runs = Runs(payload, **HEAD, **WHOSE, size=size)
     found = list(runs)
-    assert all(found)
+    assert all(1 <= len(run) <= size for run in found)
     return [event for run in found for event in run], runs.damage
 
 

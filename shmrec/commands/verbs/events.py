@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -91,7 +92,9 @@ def command(
     if kinds:
         tests.append(lambda event: event.kind in kinds)
     if name is not None:
-        tests.append(lambda event: fnmatchcase(event.name, name))
+        # Names are few and come again and again.
+        matches = lru_cache(lambda text: fnmatchcase(text, name))
+        tests.append(lambda event: matches(event.name))
     if since is not None:
         first = since.mono_ns(snapshot)
         tests.append(lambda event: event.time_ns >= first)
