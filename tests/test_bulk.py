@@ -123,7 +123,7 @@ def test_usual_batches_are_read_alike_and_without_a_second_look(
     payload = packed(*NAMED, *items)
     check(payload, size)
     runs = Runs(payload, **HEAD, **WHOSE, size=size)
-    assert [event for run in runs._usual() for event in run] == in_bulk(payload)[0]
+    assert typed([event for run in runs._usual() for event in run]) == typed(in_bulk(payload)[0])
 
 
 @given(st.lists(usual | odd, max_size=12), sizes)
