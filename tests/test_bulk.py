@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from shmrec import bulk
@@ -18,6 +18,8 @@ from shmrec.layout import SLOT_SIZE
 
 from .arena import Arena, batches
 
+# However busy the machine is.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HEAD: dict[str, Any] = {"start_ns": 10**12, "generation": 7}
 WHOSE: dict[str, Any] = {"pid": 42, "label": "worker", "producer": 3}
 
@@ -116,6 +118,7 @@ odd = st.one_of(
 sizes = st.sampled_from((1, 2, 3, 7, WHOLE))
 
 
+@PATIENT
 @given(st.lists(usual, max_size=30), sizes)
 def test_usual_batches_are_read_alike_and_without_a_second_look(
     items: list[Any], size: int
@@ -126,6 +129,7 @@ def test_usual_batches_are_read_alike_and_without_a_second_look(
     assert typed([event for run in runs._usual() for event in run]) == typed(in_bulk(payload)[0])
 
 
+@PATIENT
 @given(st.lists(usual | odd, max_size=12), sizes)
 @example([[True, 5, 0, "x"], [3, 1, 0]], 2)
 @example([[3.0, 5, 0]], 2)
@@ -169,6 +173,7 @@ def made(seed: int) -> bytes:
 MADE = [made(seed) for seed in range(2)]
 
 
+@PATIENT
 @given(
     st.sampled_from(MADE),
     st.lists(st.tuples(st.integers(0, 2047), st.integers(0, 255)), max_size=4),
@@ -185,6 +190,7 @@ def test_damaged_batches_are_read_alike(
     check(bytes(damaged[:length]), size)
 
 
+@PATIENT
 @given(st.binary(max_size=200), sizes)
 def test_garbage_is_read_alike(payload: bytes, size: int) -> None:
     check(payload, size)

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from itertools import chain
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shmrec.decoder import Event
 from shmrec.merging import merged, run_size
+
+
+# However busy the machine is.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def event(time_ns: int, stream: int, number: int = 0) -> Event:
@@ -25,6 +29,7 @@ def runs(times: list[int], stream: int, size: int) -> list[list[Event]]:
 times = st.lists(st.integers(0, 2000), max_size=400)
 
 
+@PATIENT
 @given(st.lists(times.map(sorted), max_size=6), st.integers(1, 60))
 def test_order_within_and_among_streams(streams: list[list[int]], size: int) -> None:
     parted = [runs(each, number, size) for number, each in enumerate(streams)]
@@ -35,6 +40,7 @@ def test_order_within_and_among_streams(streams: list[list[int]], size: int) -> 
         assert [event.span for event in mine] == list(range(len(each)))
 
 
+@PATIENT
 @given(st.lists(times, max_size=6), st.integers(1, 60))
 def test_streams_out_of_order_lose_nothing(streams: list[list[int]], size: int) -> None:
     parted = [runs(each, number, size) for number, each in enumerate(streams)]
