@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from shmrec.decoder import Event
 from shmrec.merging import merged, run_size
 
-
 # However busy the machine is.
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
