@@ -85,6 +85,7 @@ def claim(
         "fenced": int(fenced),
         "incarnation": (words[ENTRY.word("incarnation", at)] & PLAUSIBLE) + 1,
     }
+    fence.release()
     for name, value in values.items():
         words[ENTRY.word(name, at)] = value
     engine.bind(
@@ -96,6 +97,7 @@ def claim(
         slots=geometry.slots,
         fenced=fenced,
     )
+    fence.release()
     words[ENTRY.word("state", at)] = EntryState.LIVE
     return index
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -19,30 +19,71 @@ from shmrec.layout import SlotFlag
 
 __all__ = ["Damage", "Decoded", "Event", "OpenSpan", "decode"]
 
-_MALFORMED: Final = (ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException)
+MALFORMED: Final = (ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException)
+"""What reading bytes that no writer writes may raise."""
 
 
-@dataclass(slots=True)
-class Event:
-    """One recorded event, as a reader sees it.
-
-    `time_ns` is CLOCK_MONOTONIC, `kind` a name from `KINDS`, `thread` the kernel's thread id.
-    `span` is 0 where the kind has none; `value` is a counter's; `duration_ns` an end's.
-    """
-
+class _Fields(NamedTuple):
     time_ns: int
     kind: str
     name: str
     thread: int
     thread_name: str
     generation: int
-    span: int = 0
-    args: dict[str, Any] = field(default_factory=dict)
-    value: Any = None
-    duration_ns: int | None = None
-    pid: int = 0
-    label: str = ""
-    producer: int = 0
+    span: int
+    args: dict[str, Any]
+    value: Any
+    duration_ns: int | None
+    pid: int
+    label: str
+    producer: int
+
+
+class Event(_Fields):
+    """One recorded event, as a reader sees it.
+
+    `time_ns` is CLOCK_MONOTONIC, `kind` a name from `KINDS`, `thread` the kernel's thread id.
+    `span` is 0 where the kind has none; `value` is a counter's; `duration_ns` an end's.
+    A tuple, because millions are made: nothing with so many fields is made faster.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        time_ns: int,
+        kind: str,
+        name: str,
+        thread: int,
+        thread_name: str,
+        generation: int,
+        span: int = 0,
+        args: dict[str, Any] | None = None,
+        value: Any = None,
+        duration_ns: int | None = None,
+        pid: int = 0,
+        label: str = "",
+        producer: int = 0,
+    ) -> Event:
+        """An event; `args` are a dictionary of its own where none is given."""
+        return tuple.__new__(
+            cls,
+            (
+                time_ns,
+                kind,
+                name,
+                thread,
+                thread_name,
+                generation,
+                span,
+                {} if args is None else args,
+                value,
+                duration_ns,
+                pid,
+                label,
+                producer,
+            ),
+        )
 
 
 @dataclass(slots=True)
@@ -77,8 +118,12 @@ class Decoded:
         generation: int,
         flags: int = 0,
         open_spans: dict[int, OpenSpan] | None = None,
+        pid: int = 0,
+        label: str = "",
+        producer: int = 0,
     ) -> None:
         self._payload = payload
+        self._whose = pid, label, producer
         self._time = start_ns
         self._generation = generation
         self.open: dict[int, OpenSpan] = open_spans if open_spans is not None else {}
@@ -88,13 +133,7 @@ class Decoded:
     def __iter__(self) -> Iterator[Event]:
         try:
             yield from self._events()
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            OverflowError,
-            msgpack.UnpackException,
-        ) as error:
+        except MALFORMED as error:
             self.damage = f"undecodable after {self._time} ns: {type(error).__name__}: {error}"
 
     def _events(self) -> Iterator[Event]:
@@ -139,27 +178,29 @@ class Decoded:
                 self.open.clear()
                 self.open.update(preamble)
                 preamble = None
-            event = Event(self._time, "", "", thread, thread_name, generation)
+            span, value, duration = 0, None, None
+            args = {}
             if number == BEGIN.number:
-                event.kind, event.name = BEGIN.name, names[fields[0]]
-                event.span, event.args = _checked(fields[1], int), _arguments(fields, 2)
-                self.open[event.span] = OpenSpan(
-                    event.span, event.name, thread, thread_name, self._time, event.args
-                )
+                kind, name = BEGIN.name, names[fields[0]]
+                span, args = _checked(fields[1], int), _arguments(fields, 2)
+                self.open[span] = OpenSpan(span, name, thread, thread_name, self._time, args)
             elif number == END.number:
-                event.kind, event.name = END.name, names[fields[0]]
-                event.duration_ns = _checked(fields[1], int)
-                event.span, event.args = _checked(fields[2], int), _arguments(fields, 3)
-                self.open.pop(event.span, None)
+                kind, name = END.name, names[fields[0]]
+                duration = _checked(fields[1], int)
+                span, args = _checked(fields[2], int), _arguments(fields, 3)
+                self.open.pop(span, None)
             elif number == COUNTER.number:
-                event.kind, event.name = COUNTER.name, names[fields[0]]
-                event.value = fields[1]
+                kind, name = COUNTER.name, names[fields[0]]
+                value = fields[1]
             elif number < len(events.KINDS) and number >= 0:
-                event.kind, event.name = events.KINDS[number].name, names[fields[0]]
-                event.args = _arguments(fields, 1)
+                kind, name = events.KINDS[number].name, names[fields[0]]
+                args = _arguments(fields, 1)
             else:
                 raise Damage(f"unknown kind of event {number}")
-            yield event
+            yield Event(
+                self._time, kind, name, thread, thread_name, generation,
+                span, args, value, duration, *self._whose,
+            )  # fmt: skip
         if preamble is not None:
             self.open.clear()
             self.open.update(preamble)
@@ -187,8 +228,18 @@ def decode(
     generation: int,
     flags: int = 0,
     open_spans: dict[int, OpenSpan] | None = None,
+    pid: int = 0,
+    label: str = "",
+    producer: int = 0,
 ) -> Decoded:
-    """Read one batch; see `Decoded`. Never raises for what the bytes hold."""
+    """Read one batch of that producer; see `Decoded`. Never raises for what the bytes hold."""
     return Decoded(
-        payload, start_ns=start_ns, generation=generation, flags=flags, open_spans=open_spans
+        payload,
+        start_ns=start_ns,
+        generation=generation,
+        flags=flags,
+        open_spans=open_spans,
+        pid=pid,
+        label=label,
+        producer=producer,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 
+from shmrec import fence
 from shmrec.layout import CONTROL, LEDGER, WORD
 from shmrec.segment import PLAUSIBLE, Segment
 
@@ -21,8 +22,11 @@ def advance(segment: Segment) -> int:
     base = CONTROL["ledger"] // WORD + (old + 1) % LEDGER * 2
     # The time first: a reader that finds the number finds its time too.
     segment.words[base] = 0
+    fence.release()
     segment.words[base + 1] = time.monotonic_ns()
+    fence.release()
     segment.words[base] = old + 1
+    fence.release()
     segment.set_word("generation", old + 1)
     return old
 

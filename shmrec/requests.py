@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from shmrec import process
+from shmrec import fence, process
 from shmrec.errors import CollectorError, RequestFailedError, SnapshotActiveError
 from shmrec.layout import ANSWER_BYTES, REASON_BYTES, REQUEST, REQUESTS, WORD, Status, Verb
 from shmrec.segment import PLAUSIBLE, Segment
@@ -75,6 +75,7 @@ def _claim(
             # A ticket of the clock: unique even where a scribbler reset the words.
             ticket = max((asked & PLAUSIBLE) + 1, time.monotonic_ns())
             words[base + _word("released")] = asked
+            fence.release()
             words[base + _word("asked")] = ticket
             return slot, ticket
     return None
@@ -141,6 +142,7 @@ def ask(
             pause = max(_POLL_FIRST_SECONDS, (now - began) * _POLL_SHARE)
             # Looked up now: gevent may have replaced it since.
             (sleep or time.sleep)(min(pause, _POLL_LAST_SECONDS))
+        fence.acquire()
         status = words[base + _word("status")]
         size = min(words[base + _word("answer_size")], ANSWER_BYTES)
         where = REQUEST.bytes_at("answer", base * WORD).start
@@ -160,6 +162,7 @@ def pending(segment: Segment) -> list[Request]:
         ticket = words[base + _word("asked")]
         if ticket == words[base + _word("answered")]:
             continue
+        fence.acquire()
         size = min(words[base + _word("reason_size")], REASON_BYTES)
         where = REQUEST.bytes_at("reason", base * WORD).start
         found.append(
@@ -183,6 +186,7 @@ def answer(segment: Segment, request: Request, text: str, status: int = Status.D
     segment.view[where : where + len(raw)] = raw
     words[base + _word("answer_size")] = len(raw)
     words[base + _word("status")] = status
+    fence.release()
     words[base + _word("answered")] = request.ticket
 
 

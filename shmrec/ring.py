@@ -6,7 +6,8 @@ Invariants: nothing in the segment is believed before it has been checked agains
 geometry; a batch is handed out only if its slot still carried its number, and no newer batch
 for that slot had been announced by ``opening``, *after* its bytes were copied. A scan reads
 the slots' headers field by field, each field of the whole ring in one pass, and believes a
-header by the same rule: its number before and after all of its other fields.
+header by the same rule: its number before and after all of its other fields. Where the order
+of loads matters, `fence.acquire` stands between them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from shmrec import fence
 from shmrec.layout import (
     COUNT_SHIFT,
     ENGINES,
@@ -34,7 +36,7 @@ __all__ = ["Batch", "BatchView", "Entry", "Head", "RingReader"]
 _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
     SLOT.word(name) for name in ("number", "generation", "start_ns", "committed", "first", "flags")
 )
-_SCANNED: Final = (_NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS, _NUMBER)
+_SCANNED: Final = (_GENERATION, _START, _COMMITTED, _FIRST, _FLAGS)
 _IMPLAUSIBLE: Final = 1 << 62
 
 
@@ -138,7 +140,10 @@ class RingReader:
         if 0 < opening < _IMPLAUSIBLE:
             base = self._slot(opening) // WORD
             if self._words[base + _NUMBER] == opening:
+                fence.acquire()
                 newest = self._words[base + _GENERATION]
+        # What is read of the ring from here on is at least as new as this evidence.
+        fence.acquire()
         return writing, closed, newest
 
     def entry(self) -> Entry:
@@ -188,7 +193,12 @@ class RingReader:
             scan.damage.append(f"ring {self.index}: newest batch number {opening} is implausible")
             return scan
         # The number first and last: a header is of one batch if it stayed the same meanwhile.
-        columns = [self._column(field) for field in _SCANNED]
+        fence.acquire()
+        numbers = self._column(_NUMBER)
+        fence.acquire()
+        columns = [numbers, *map(self._column, _SCANNED)]
+        fence.acquire()
+        columns.append(self._column(_NUMBER))
         lapped = self._words[self._opening] - slots
         oldest = max(1, opening - slots + 1)
         rows = list(zip(*columns, range(self._ring, self._end, self._slot_size), strict=True))
@@ -261,10 +271,12 @@ class RingReader:
         size, count = committed & SIZE_MASK, committed >> COUNT_SHIFT
         if size > self._payload_size or count > size:
             return None
+        fence.acquire()
         return size, count, flags
 
     def _still_there(self, head: Head) -> bool:
         """Whether what was copied before this call was the batch's."""
+        fence.acquire()
         if self._words[self._opening] >= head.number + self._slots:
             return False
         found: int = self._words[head.offset // WORD + _NUMBER]

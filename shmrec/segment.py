@@ -26,7 +26,7 @@ from typing import Final
 
 import posix_ipc
 
-from shmrec import layout, process
+from shmrec import fence, layout, process
 from shmrec.errors import (
     LayoutMismatchError,
     LockedError,
@@ -312,6 +312,7 @@ def create(
             _fill(segment, geometry, keep_size, keep_period_ns)
             if collected:
                 segment.take_over()
+            fence.release()
             segment.set_word("magic", layout.SEGMENT_MAGIC)
     except BaseException:
         segment.close()
@@ -397,6 +398,7 @@ def _checked_geometry(segment: Segment) -> Geometry:
     name = segment.name
     if segment.word("magic") != layout.SEGMENT_MAGIC:
         raise LayoutMismatchError(f"recording {name!r} is not a shmrec segment, or is damaged")
+    fence.acquire()
     if segment.word("byte_order") != layout.BYTE_ORDER:
         raise LayoutMismatchError(f"recording {name!r} was made on a machine of other byte order")
     version = segment.word("layout_version")

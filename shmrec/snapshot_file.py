@@ -18,24 +18,26 @@ skipped, and the frames around it are read.
 
 from __future__ import annotations
 
-import heapq
 import os
 import struct
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Final, TypeAlias
 
 import msgpack
 
 from shmrec import layout
-from shmrec.decoder import Event, decode
+from shmrec.bulk import Runs
+from shmrec.decoder import Event
 from shmrec.ending import find_ending
 from shmrec.errors import DamagedFileError, NoSuchSnapshotError
 from shmrec.layout import Frame
 from shmrec.manifest import Cause, Header, Producer
+from shmrec.merging import merged, run_size
 from shmrec.ring import Batch, BatchView
 
 __all__ = ["Cause", "FileWriter", "Header", "Producer", "Snapshot", "read"]
@@ -203,13 +205,24 @@ class Snapshot:
 
     def events(self, *, producers: set[int] | None = None) -> Iterator[Event]:
         """The events of all producers, or of those with these indexes, in time order."""
+        return chain.from_iterable(self.runs(producers=producers))
+
+    def runs(
+        self, *, producers: set[int] | None = None, ordered: bool = True
+    ) -> Iterator[list[Event]]:
+        """The same events in lists, which is how to go through many of them fast.
+
+        Not `ordered`, they come producer by producer, which is faster still.
+        """
+        wanted = [
+            producer
+            for producer in self.producers
+            if producers is None or producer.index in producers
+        ]
+        size = run_size(len(wanted) if ordered else 1)
         with open(self.path, "rb") as file:
-            streams = [
-                self._events_of(file, producer)
-                for producer in self.producers
-                if producers is None or producer.index in producers
-            ]
-            yield from heapq.merge(*streams, key=_time)
+            streams = [self._runs_of(file, producer, size) for producer in wanted]
+            yield from merged(streams, size) if ordered else chain.from_iterable(streams)
 
     def last(self, producer: Producer, count: int) -> list[Event]:
         """The producer's newest events, oldest first, from as few batches as hold them."""
@@ -219,19 +232,26 @@ class Snapshot:
             first -= 1
             held += batches[first].count
         with open(self.path, "rb") as file:
-            return list(deque(self._events_of(file, producer, first), maxlen=count))
+            runs = self._runs_of(file, producer, run_size(1), first)
+            return list(deque(chain.from_iterable(runs), maxlen=count))
 
-    def _events_of(self, file: IO[bytes], producer: Producer, first: int = 0) -> Iterator[Event]:
-        pid, label, index = producer.pid, producer.label, producer.index
-        for where in self._batches.get(index, [])[first:]:
-            for event in decode(
-                self._payload(file, where),
-                start_ns=where.start_ns,
-                generation=where.generation,
-                flags=where.flags,
-            ):
-                event.pid, event.label, event.producer = pid, label, index
-                yield event
+    def _runs_of(
+        self, file: IO[bytes], producer: Producer, size: int, first: int = 0
+    ) -> Iterator[list[Event]]:
+        for where in islice(self._batches.get(producer.index, ()), first, None):
+            yield from self._decoded(file, producer, where, size)
+
+    def _decoded(self, file: IO[bytes], producer: Producer, where: _Where, size: int) -> Runs:
+        return Runs(
+            self._payload(file, where),
+            start_ns=where.start_ns,
+            generation=where.generation,
+            flags=where.flags,
+            pid=producer.pid,
+            label=producer.label,
+            producer=producer.index,
+            size=size,
+        )
 
     def _payload(self, file: IO[bytes], where: _Where) -> bytes:
         packed = os.pread(file.fileno(), where.length, where.offset)
@@ -320,13 +340,8 @@ class Snapshot:
         with open(self.path, "rb") as file:
             for producer in self.producers:
                 for where in self._batches.get(producer.index, ()):
-                    decoded = decode(
-                        self._payload(file, where),
-                        start_ns=where.start_ns,
-                        generation=where.generation,
-                        flags=where.flags,
-                    )
-                    count = sum(1 for _ in decoded)
+                    decoded = self._decoded(file, producer, where, run_size(1))
+                    count = sum(map(len, decoded))
                     place = f"pid {producer.pid}, batch {where.number}"
                     if decoded.damage:
                         found.append(f"{place}: {decoded.damage}")
@@ -343,10 +358,6 @@ def _unpack(packed: bytes) -> Any:
         strict_map_key=False,
         unicode_errors="replace",
     )
-
-
-def _time(event: Event) -> int:
-    return event.time_ns
 
 
 def _frames(file: IO[bytes], size: int, note: Any) -> Iterator[tuple[int, bytes]]:

@@ -273,3 +273,38 @@ def test_nothing_breaks_json(tmp_path: Path) -> None:
     text = dump("events", file).stdout
     assert all(char.isprintable() or char == "\n" for char in text)
     assert len(text.splitlines()) == 3
+
+
+def test_count(seconds: Path) -> None:
+    def counted(*args: object) -> int:
+        return int(dump("events", seconds, "--count", *args).stdout)
+
+    for filters in (
+        (),
+        ("--pid", 101),
+        ("--thread", "helper"),
+        ("--name", "s[1-3]"),
+        ("--kind", "end"),
+        ("--since", 5, "--until", "3"),
+        ("--tail", 4),
+        ("--tail", 0),
+        ("--tail", 99, "--name", "s*"),
+    ):
+        assert counted(*filters) == len(names(seconds, *filters))
+    shown = dump("events", seconds, "--count", "--json", "--name", "s*").stdout
+    assert json.loads(shown) == {"events": 10}
+
+
+def test_the_count_is_of_what_can_be_decoded(tmp_path: Path) -> None:
+    good = [[1, 0, 11, "main"], *([3, 1, f"s{n}"] for n in range(5))]
+    broken = batch(*good)
+    broken.payload += msgpack.packb([99, 0, 0]) + msgpack.packb([3, 1, 1])
+    broken.head.count = 7
+    path = write_file(
+        tmp_path / "web-20260131T123005Z-x-1.shmrec",
+        Header(recording="web", taken_mono_ns=10**15, generation=1, flushes=2),
+        [(Producer(index=0, label="w", state="running"), [broken, batch(*good, number=2)])],
+    )
+    assert int(dump("events", path, "--count").stdout) == 10
+    assert len(names(path)) == 10
+    assert "unknown kind of event 99" in "".join(read(path).verify())

@@ -29,6 +29,7 @@ from tools.bench import (  # noqa: E402
     import_cost,
     peers,
     producer_memory,
+    reading,
     report,
     snapshot_latency,
     throughput,
@@ -47,6 +48,7 @@ MEASUREMENTS = {
     "web": web_service.measure,
     "producer-memory": producer_memory.measure,
     "collector-memory": collector_memory.measure,
+    "reading": reading.measure,
 }
 
 

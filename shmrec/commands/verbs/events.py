@@ -6,6 +6,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +43,7 @@ Examples:
   shmrec-dump events --tail 20
   shmrec-dump events --pid 4242 --since 2
   shmrec-dump events --kind exception --name 'ValueError*'
+  shmrec-dump events --count --kind end --name request --since 10
   shmrec-dump events --json | jq -c 'select(.duration_ns > 1e9) | [.name, .args]'
 """
 
@@ -61,6 +64,7 @@ Examples:
 @click.option("--since", type=to_moment, metavar="WHEN", help="From then on.")
 @click.option("--until", type=to_moment, metavar="WHEN", help="Up to then.")
 @click.option("--tail", type=click.IntRange(0), help="Only the last so many of those.")
+@click.option("--count", "only_count", is_flag=True, help="Print only how many there are.")
 @json_option
 def command(
     file: Path | None,
@@ -72,6 +76,7 @@ def command(
     since: Moment | None,
     until: Moment | None,
     tail: int | None,
+    only_count: bool,
     as_json: bool,
 ) -> None:
     """Print the events of a snapshot, of all processes in time order, one a line."""
@@ -87,14 +92,23 @@ def command(
     if kinds:
         tests.append(lambda event: event.kind in kinds)
     if name is not None:
-        tests.append(lambda event: fnmatchcase(event.name, name))
+        # Names are few and come again and again.
+        matches = lru_cache(lambda text: fnmatchcase(text, name))
+        tests.append(lambda event: matches(event.name))
     if since is not None:
         first = since.mono_ns(snapshot)
         tests.append(lambda event: event.time_ns >= first)
     if until is not None:
         last = until.mono_ns(snapshot, end=True)
         tests.append(lambda event: event.time_ns <= last)
-    found: Iterable[Event] = _matching(snapshot.events(producers=indexes), tests)
+    if only_count:
+        # For a count the order is all the same, and dear.
+        count = sum(map(len, _matching(snapshot.runs(producers=indexes, ordered=False), tests)))
+        count = count if tail is None else min(count, tail)
+        click.echo(dumps({"events": count}) if as_json else count)
+        return
+    found: Iterable[Event]
+    found = chain.from_iterable(_matching(snapshot.runs(producers=indexes), tests))
     if tail is not None:
         found = deque(found, maxlen=tail)
     if as_json:
@@ -104,8 +118,13 @@ def command(
         _print(snapshot, found)
 
 
-def _matching(events: Iterable[Event], tests: list[Callable[[Event], bool]]) -> Iterator[Event]:
-    return (event for event in events if all(test(event) for test in tests))
+def _matching(
+    runs: Iterator[list[Event]], tests: list[Callable[[Event], bool]]
+) -> Iterator[list[Event]]:
+    for run in runs:
+        for test in tests:
+            run = list(filter(test, run))
+        yield run
 
 
 def _print(snapshot: Snapshot, events: Iterable[Event]) -> None:
