@@ -75,6 +75,13 @@ def test_before_any_attach_the_functions_do_nothing() -> None:
     shmrec.detach()
 
 
+@pytest.mark.skipif(shmrec.engine != "native", reason="the python engine has Python frames")
+@pytest.mark.parametrize("name", ["instant", "begin", "end", "span", "counter"])
+def test_no_python_frame_stands_between_the_caller_and_the_native_engine(name: str) -> None:
+    for call in (getattr(shmrec, name), getattr(shmrec.Recorder(), name)):
+        assert type(call) is type(len)
+
+
 def test_no_module_takes_the_place_of_a_function() -> None:
     source = (
         "import pkgutil, importlib, shmrec\n"
