@@ -19,14 +19,13 @@ skipped, and the frames around it are read.
 from __future__ import annotations
 
 import os
-import struct
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Final, TypeAlias
+from typing import IO, Any, Final
 
 import msgpack
 
@@ -35,6 +34,7 @@ from shmrec.bulk import Runs
 from shmrec.decoder import Event
 from shmrec.ending import find_ending
 from shmrec.errors import DamagedFileError, NoSuchSnapshotError
+from shmrec.frames import Checksum, FrameWriter, frames
 from shmrec.layout import Frame
 from shmrec.manifest import Cause, Header, Producer
 from shmrec.merging import merged, run_size
@@ -42,20 +42,8 @@ from shmrec.ring import Batch, BatchView
 
 __all__ = ["Cause", "FileWriter", "Header", "Producer", "Snapshot", "read"]
 
-Checksum: TypeAlias = Callable[..., int]
-
-_HEADER: Final = struct.Struct(layout.FRAME_HEADER)
-_LENGTH: Final = struct.Struct("<I")
-_MARKER: Final = _LENGTH.pack(layout.FRAME_MARKER)
-_SEARCH_BYTES: Final = 1 << 16
-_ARRAY_OF_9: Final = b"\x99"
-_BUNCH_BYTES: Final = 1 << 20
-# Half of what one writev(2) takes.
-_BUNCH_PARTS: Final = 512
 _NOTES_LIMIT: Final = 100
 _ITEMS_LIMIT: Final = 1 << 16
-_WASTE: Final = 4
-"""Bytes spent on checksums of what is no frame, as a multiple of the file's size."""
 _VALUE_ERRORS: Final = (ValueError, TypeError, LookupError, msgpack.UnpackException)
 
 
@@ -68,51 +56,34 @@ _PRODUCER_KEYS: Final = tuple(
 
 
 class FileWriter:
-    """Writes frames to a binary file; knows nothing of names and directories.
+    """Writes a snapshot to a binary file; knows nothing of names and directories.
 
-    The file is given frames in bunches, through its ``writelines``; `flush` gives it those
-    that wait. `crc32` is whatever computes what ``zlib.crc32`` does.
+    The file is given frames in bunches; `flush` gives it those that wait. `crc32` is whatever
+    computes what ``zlib.crc32`` does.
     """
 
     def __init__(self, file: IO[bytes], crc32: Checksum = zlib.crc32) -> None:
-        self._file = file
-        self._crc32 = crc32
-        self._pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
-        self._parts: list[bytes | memoryview] = [layout.FILE_MAGIC]
-        self._waiting = 0
-        self.bytes = len(layout.FILE_MAGIC)
+        self._frames = FrameWriter(file, crc32)
+        self.flush = self._frames.flush
         self.producers = 0
         self.batches = 0
         self.events = 0
 
-    def _frame(self, head: bytes, payload: bytes | memoryview = b"") -> None:
-        """A frame whose value is `head` and, behind it, `payload`."""
-        length = len(head) + len(payload)
-        crc = self._crc32(payload, self._crc32(_LENGTH.pack(length) + head))
-        self._parts.append(_HEADER.pack(layout.FRAME_MARKER, length, crc, 0) + head)
-        if payload:
-            self._parts.append(payload)
-        self._waiting += _HEADER.size + length
-        self.bytes += _HEADER.size + length
-        if self._waiting >= _BUNCH_BYTES or len(self._parts) >= _BUNCH_PARTS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Give the file all frames so far: the batches' memory may be used again."""
-        parts, self._parts, self._waiting = self._parts, [], 0
-        self._file.writelines(parts)
+    @property
+    def bytes(self) -> int:
+        """The file's size so far."""
+        return self._frames.bytes
 
     def header(self, header: Header) -> None:
         """The first frame."""
-        value = {key: getattr(header, key) for key in _HEADER_KEYS}
-        self._frame(self._pack([Frame.HEADER, value]))
+        self._frames.write([Frame.HEADER, {key: getattr(header, key) for key in _HEADER_KEYS}])
 
     def producer(self, producer: Producer) -> None:
         """A producer; its batches come after it."""
         value: dict[str, Any] = {key: getattr(producer, key) for key in _PRODUCER_KEYS}
         if producer.cause is not None:
             value["cause"] = vars(producer.cause)
-        self._frame(self._pack([Frame.PRODUCER, value]))
+        self._frames.write([Frame.PRODUCER, value])
         self.producers += 1
 
     def batch(self, producer: int, batch: Batch | BatchView) -> None:
@@ -128,27 +99,15 @@ class FileWriter:
             head.count,
             head.flags,
         ]
-        # The payload, which is nearly all of it, is not worth copying into msgpack and out
-        # again: the array is said to have one element more, and that follows.
-        packed = _ARRAY_OF_9 + self._pack(fields)[1:] + _bin_header(len(batch.payload))
-        self._frame(packed, batch.payload)
+        self._frames.write_with(fields, batch.payload)
         self.batches += 1
         self.events += head.count
 
     def trailer(self) -> None:
         """The last frame, and all that waited: a file without it is incomplete."""
         counts = {"producers": self.producers, "batches": self.batches, "events": self.events}
-        self._frame(self._pack([Frame.TRAILER, counts]))
+        self._frames.write([Frame.TRAILER, counts])
         self.flush()
-
-
-def _bin_header(length: int) -> bytes:
-    """What precedes so many bytes in msgpack; its packer offers none."""
-    if length < 1 << 8:
-        return b"\xc4" + length.to_bytes(1)
-    if length < 1 << 16:
-        return b"\xc5" + length.to_bytes(2)
-    return b"\xc6" + length.to_bytes(4)
 
 
 @dataclass(slots=True)
@@ -273,7 +232,7 @@ class Snapshot:
             if file.read(len(layout.FILE_MAGIC)) != layout.FILE_MAGIC:
                 raise DamagedFileError(f"{self.path} is not a shmrec snapshot")
             seen = 0
-            for offset, packed in _frames(file, self.size, self._note):
+            for offset, packed in frames(file, self.size, self._note):
                 try:
                     self._take(offset, packed)
                     seen += 1
@@ -358,49 +317,6 @@ def _unpack(packed: bytes) -> Any:
         strict_map_key=False,
         unicode_errors="replace",
     )
-
-
-def _frames(file: IO[bytes], size: int, note: Any) -> Iterator[tuple[int, bytes]]:
-    """The values of all intact frames with their offsets; damage is told to `note`."""
-    at = len(layout.FILE_MAGIC)
-    patience = _WASTE * size
-    while at < size:
-        file.seek(at)
-        raw = file.read(_HEADER.size)
-        if len(raw) < _HEADER.size:
-            note(f"the file ends inside a frame's header, at byte {at}")
-            return
-        marker, length, crc, zero = _HEADER.unpack(raw)
-        wrong = ""
-        if marker != layout.FRAME_MARKER or zero:
-            wrong = "no frame begins here"
-        elif length > layout.MAXIMUM_FRAME or at + _HEADER.size + length > size:
-            wrong = f"its length of {length} bytes goes beyond the file"
-        else:
-            packed = file.read(length)
-            if zlib.crc32(packed, zlib.crc32(_LENGTH.pack(length))) == crc:
-                yield at + _HEADER.size, packed
-                at += _HEADER.size + length
-                continue
-            wrong = "its checksum is wrong"
-            patience -= length
-            if patience < 0:
-                note(f"frame at byte {at}: nothing but damage from here on")
-                return
-        note(f"frame at byte {at}: {wrong}")
-        at = _next_marker(file, at + 1, size)
-
-
-def _next_marker(file: IO[bytes], at: int, size: int) -> int:
-    """Where the next frame may begin, `size` if nowhere."""
-    while at < size:
-        file.seek(at)
-        chunk = file.read(_SEARCH_BYTES + len(_MARKER))
-        found = chunk.find(_MARKER)
-        if found >= 0:
-            return at + found
-        at += _SEARCH_BYTES
-    return size
 
 
 def _fill(target: Any, value: Any, keys: tuple[str, ...]) -> None:

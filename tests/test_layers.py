@@ -13,7 +13,7 @@ from typing import NamedTuple
 LEVELS = (
     ("_version", "errors", "events", "checksum", "durable"),
     ("layout", "values"),
-    ("process", "naming", "threads"),
+    ("process", "naming", "threads", "frames"),
     ("_native",),
     ("extension",),
     ("fence",),
