@@ -91,13 +91,13 @@ hot PyObject *call(Plain *plain, Packed *packed, Writer *self, PyObject *nothing
 static PyObject *packed_instant(Writer *self, PyObject *name, const uint8_t *args, size_t size)
 {
     const Event event = event_of(INSTANT, name, args, size);
-    return likely(record(self, &event) == 0) ? Py_NewRef(Py_None) : NULL;
+    return likely(record(self, &event, false) == 0) ? Py_NewRef(Py_None) : NULL;
 }
 
 apart PyObject *plain_instant(Writer *self, PyObject *name)
 {
     const Event event = event_of(INSTANT, name, NULL, 0);
-    return likely(record(self, &event) == 0) ? Py_NewRef(Py_None) : NULL;
+    return likely(record(self, &event, true) == 0) ? Py_NewRef(Py_None) : NULL;
 }
 
 PyDoc_STRVAR(instant_doc, "instant($self, name, /, **args)\n--\n\n"
@@ -115,14 +115,14 @@ static PyObject *writer_instant(PyObject *op, PyObject *const *args, Py_ssize_t 
 static PyObject *packed_begin(Writer *self, PyObject *name, const uint8_t *args, size_t size)
 {
     uint64_t id;
-    int failed = begin_span(self, name, args, size, &id);
+    int failed = begin_span(self, name, args, size, &id, false);
     return unlikely(failed) ? NULL : PyLong_FromLong((long)id);
 }
 
 apart PyObject *plain_begin(Writer *self, PyObject *name)
 {
     uint64_t id;
-    int failed = begin_span(self, name, NULL, 0, &id);
+    int failed = begin_span(self, name, NULL, 0, &id, true);
     return unlikely(failed) ? NULL : PyLong_FromLong((long)id);
 }
 
@@ -182,12 +182,12 @@ cold PyObject *packed_end(Writer *self, uint64_t span, PyObject *const *values, 
 {
     uint8_t room[ARGUMENTS_ROOM];
     size_t size = pack_keywords(self, room, values, names);
-    return size && end_span(self, span, room, size) == 0 ? Py_NewRef(Py_None) : NULL;
+    return size && end_span(self, span, room, size, false) == 0 ? Py_NewRef(Py_None) : NULL;
 }
 
 apart PyObject *plain_end(Writer *self, uint64_t span)
 {
-    return likely(end_span(self, span, NULL, 0) == 0) ? Py_NewRef(Py_None) : NULL;
+    return likely(end_span(self, span, NULL, 0, true) == 0) ? Py_NewRef(Py_None) : NULL;
 }
 
 /* `end` of what is no span of this process, or where nothing records. */
@@ -232,7 +232,7 @@ cold PyObject *packed_counter(Writer *self, PyObject *given, PyObject *value)
     PyObject *result = NULL;
     if (name) {
         const Event event = event_of(COUNTER, name, room, size);
-        result = record(self, &event) == 0 ? Py_NewRef(Py_None) : NULL;
+        result = record(self, &event, false) == 0 ? Py_NewRef(Py_None) : NULL;
         Py_DECREF(name);
     }
     return result;
@@ -247,7 +247,7 @@ apart PyObject *plain_counter(Writer *self, PyObject *name, PyObject *value)
         return packed_counter(self, name, value);
     }
     const Event event = event_of(COUNTER, name, room, (size_t)(end - room));
-    return likely(record(self, &event) == 0) ? Py_NewRef(Py_None) : NULL;
+    return likely(record(self, &event, true) == 0) ? Py_NewRef(Py_None) : NULL;
 }
 
 cold PyObject *revived_counter(Writer *self, PyObject *const *args)
@@ -307,7 +307,7 @@ static PyObject *writer_record(PyObject *op, PyObject *const *args, Py_ssize_t c
     }
     Event event = event_of(INSTANT, name, room, size);
     memcpy(event.head, PyBytes_AS_STRING(prefix), sizeof event.head);
-    if (record(self, &event) == 0) {
+    if (record(self, &event, false) == 0) {
         result = Py_NewRef(Py_None);
     }
 done:

@@ -51,7 +51,7 @@ typedef struct {
     Py_hash_t hash;
 } Speaker;
 
-static void release_speaker(Speaker *speaker)
+hot void release_speaker(Speaker *speaker)
 {
     if (speaker && --speaker->references == 0) {
         Py_DECREF(speaker->name);
@@ -88,7 +88,7 @@ typedef struct {
     uint64_t committed;
     uint64_t last;          /* time of the last event, ns */
     uint8_t *position;
-    uint8_t *limit;         /* the slot's end; NULL if the next event needs another batch */
+    uint8_t *limit;         /* the slot's end; `position` if the next event needs another batch */
     Known *known;
     size_t known_mask;
     Clock clock;
@@ -199,7 +199,7 @@ static void place(Batch *batch, const uint8_t *data, size_t size)
 
 static bool has_room(const Batch *batch, size_t size)
 {
-    return batch->limit && (size_t)(batch->limit - batch->position) >= size;
+    return (size_t)(batch->limit - batch->position) >= size;
 }
 
 /* Have the batch know the name, and that the speaker speaks; the name's row.
@@ -247,7 +247,7 @@ cold Known *introduce(Batch *batch, PyObject *name, Py_hash_t hash, const Speake
     }
     size_t size = (size_t)(end - needed);
     if (!has_room(batch, size) || next > batch->used_room) {
-        batch->limit = NULL;
+        batch->limit = batch->position;
         return NULL;
     }
     place(batch, needed, size);

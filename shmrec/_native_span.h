@@ -33,17 +33,32 @@ hot Event event_of(const Heads heads, PyObject *name, const uint8_t *tail, size_
     };
 }
 
-/* Record an event that is no part of a span: 0, or -1 with an exception. */
-hot int record(Writer *self, const Event *event)
+/* Each of the following comes with a twin that prepares first, which may run Python code. `sure`
+   says that there is a ring: no Python code has run since that was seen. All give 0, or -1 with
+   an exception. */
+
+cold int record_prepared(Writer *self, const Event *event, uint64_t thread)
 {
-    uint64_t thread = current_thread()->id, now = 0;
-    if (unlikely(must_prepare(self, thread))) {
-        if (prepare(self, thread, &now) < 0) {
-            return -1;
-        }
+    uint64_t now = 0;
+    if (prepare(self, thread, &now) < 0) {
+        return -1;
     }
-    if (likely(bound(self))) {
+    if (bound(self)) {
         add(&self->batch, event, thread, now);
+    }
+    return 0;
+}
+
+/* Record an event that is no part of a span. */
+hot int record(Writer *self, const Event *event, bool sure)
+{
+    uint64_t thread = current_thread()->id;
+    if (unlikely(must_prepare(self, thread))) {
+        Event given = *event;
+        return record_prepared(self, &given, thread);
+    }
+    if (sure || likely(bound(self))) {
+        add(&self->batch, event, thread, 0);
     }
     return 0;
 }
@@ -65,30 +80,24 @@ hot bool keep_open(Batch *batch, const uint8_t *args, size_t size, uint8_t **kep
     return true;
 }
 
-/* Begin a span: 0, or -1 with an exception. */
-hot int begin_span(Writer *self, PyObject *name, const uint8_t *args, size_t size, uint64_t *id)
+/* The number is given here, so that open spans are in the order of their numbers. */
+hot void begin_now(Writer *self, PyObject *name, const uint8_t *args, size_t size, uint64_t *id,
+                   uint64_t thread, uint64_t now)
 {
     Batch *batch = &self->batch;
-    uint64_t thread = current_thread()->id, now = 0;
+    uint64_t span = *id = ++self->next_span;
     uint8_t *kept;
 
-    uint64_t span = *id = ++self->next_span;
-    if (unlikely(must_prepare(self, thread)) && prepare(self, thread, &now) < 0) {
-        return -1;
-    }
-    if (unlikely(!bound(self))) {
-        return 0;
-    }
     if (unlikely(!keep_open(batch, args, size, &kept))) {
         count_lost(batch, SHMREC_LOST_NO_MEMORY, 1);
-        return 0;
+        return;
     }
     Event event = event_of(BEGIN, name, args, size);
     event.begins = true;
     event.span = span;
     if (unlikely(!add(batch, &event, thread, now))) {
         PyMem_RawFree(kept);
-        return 0;
+        return;
     }
     Open *open = &batch->open[batch->open_used++];
     open->id = span;
@@ -99,26 +108,44 @@ hot int begin_span(Writer *self, PyObject *name, const uint8_t *args, size_t siz
     open->args = kept;
     open->args_size = size;
     batch->open_live++;
+}
+
+cold int begin_prepared(Writer *self, PyObject *name, const uint8_t *args, size_t size,
+                        uint64_t *id, uint64_t thread)
+{
+    uint64_t now = 0;
+    if (prepare(self, thread, &now) < 0) {
+        return -1;
+    }
+    if (bound(self)) {
+        begin_now(self, name, args, size, id, thread, now);
+    }
     return 0;
 }
 
-/* End a span: 0, or -1 with an exception. */
-hot int end_span(Writer *self, uint64_t span, const uint8_t *args, size_t size)
+/* Begin a span; its number is 0 where nothing records. */
+hot int begin_span(Writer *self, PyObject *name, const uint8_t *args, size_t size, uint64_t *id,
+                   bool sure)
+{
+    uint64_t thread = current_thread()->id;
+    *id = 0;
+    if (unlikely(must_prepare(self, thread))) {
+        return begin_prepared(self, name, args, size, id, thread);
+    }
+    if (sure || likely(bound(self))) {
+        begin_now(self, name, args, size, id, thread, 0);
+    }
+    return 0;
+}
+
+hot void end_now(Writer *self, uint64_t span, const uint8_t *args, size_t size, uint64_t thread,
+                 uint64_t now)
 {
     Batch *batch = &self->batch;
-    uint64_t thread = current_thread()->id, now = 0;
-    Open *open = bound(self) ? find_open(batch, span) : NULL;
-
-    if (likely(open) && unlikely(must_prepare(self, thread))) {
-        if (prepare(self, thread, &now) < 0) {
-            return -1;
-        }
-        /* Python code may have ended it, or taken the ring away. */
-        open = bound(self) ? find_open(batch, span) : NULL;
-    }
+    Open *open = find_open(batch, span);
     if (unlikely(!open)) {
-        lose(self, SHMREC_LOST_UNMATCHED);
-        return 0;
+        count_lost(batch, SHMREC_LOST_UNMATCHED, 1);
+        return;
     }
     Event event = event_of(END, open->name, args, size);
     event.lasts = true;
@@ -126,6 +153,32 @@ hot int end_span(Writer *self, uint64_t span, const uint8_t *args, size_t size)
     event.span = span;
     if (likely(add(batch, &event, thread, now))) {
         close_open(batch, open);
+    }
+}
+
+cold int end_prepared(Writer *self, uint64_t span, const uint8_t *args, size_t size,
+                      uint64_t thread)
+{
+    uint64_t now = 0;
+    /* What is not open takes no time, nor a test's. */
+    if (bound(self) && find_open(&self->batch, span) && prepare(self, thread, &now) < 0) {
+        return -1;
+    }
+    if (bound(self)) {
+        end_now(self, span, args, size, thread, now);
+    }
+    return 0;
+}
+
+/* End a span. */
+hot int end_span(Writer *self, uint64_t span, const uint8_t *args, size_t size, bool sure)
+{
+    uint64_t thread = current_thread()->id;
+    if (unlikely(must_prepare(self, thread))) {
+        return end_prepared(self, span, args, size, thread);
+    }
+    if (sure || likely(bound(self))) {
+        end_now(self, span, args, size, thread, 0);
     }
     return 0;
 }
@@ -153,7 +206,11 @@ static PyObject *make_span(Writer *self, PyObject *name, const uint8_t *args, si
     }
     if (likely(self->spares)) {
         span = self->spare[--self->spares];
+#if defined(Py_DEBUG) || defined(Py_TRACE_REFS)
         _Py_NewReference((PyObject *)span);
+#else
+        Py_SET_REFCNT((PyObject *)span, 1);
+#endif
     }
     else {
         span = PyObject_New(Span, self->state->span_type);
@@ -200,16 +257,19 @@ static void span_dealloc(PyObject *op)
 hot PyObject *span_enter(Span *self)
 {
     Writer *writer = self->writer;
-    self->id = 0;
     if (unlikely(!bound(writer))) {
         int ready = revived(writer);
         if (ready <= 0) {
+            self->id = 0;
             return ready < 0 ? NULL : Py_NewRef((PyObject *)self);
         }
     }
-    int failed = likely(!self->args)
-                     ? begin_span(writer, self->name, NULL, 0, &self->id)
-                     : begin_span(writer, self->name, self->args, self->args_size, &self->id);
+    uint64_t id;
+    int failed =
+        likely(!self->args)
+            ? begin_span(writer, self->name, NULL, 0, &id, true)
+            : begin_span(writer, self->name, self->args, self->args_size, &id, true);
+    self->id = id;
     return unlikely(failed) ? NULL : Py_NewRef((PyObject *)self);
 }
 
@@ -230,7 +290,7 @@ cold int end_with_error(Writer *self, uint64_t span, PyObject *kind)
 {
     uint8_t room[ARGUMENTS_ROOM];
     size_t size = pack_error(self, room, kind);
-    return size ? end_span(self, span, room, size) : -1;
+    return size ? end_span(self, span, room, size, false) : -1;
 }
 
 hot PyObject *span_exit(Span *self, PyObject *kind)
@@ -245,7 +305,7 @@ hot PyObject *span_exit(Span *self, PyObject *kind)
             return ready < 0 ? NULL : Py_NewRef(Py_None);
         }
     }
-    int failed = likely(kind == Py_None) ? end_span(writer, self->id, NULL, 0)
+    int failed = likely(kind == Py_None) ? end_span(writer, self->id, NULL, 0, true)
                                          : end_with_error(writer, self->id, kind);
     return unlikely(failed) ? NULL : Py_NewRef(Py_None);
 }

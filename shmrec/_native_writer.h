@@ -316,7 +316,7 @@ hot bool must_prepare(const Writer *self, uint64_t thread)
 
 /* Open spans: an array by id; ended ones stay in it until it is full, but never at its end. */
 
-static void drop_open(Open *span)
+hot void drop_open(Open *span)
 {
     Py_CLEAR(span->name);
     release_speaker(span->speaker);
@@ -391,8 +391,9 @@ hot void close_open(Batch *batch, Open *span)
 {
     drop_open(span);
     batch->open_live--;
-    while (batch->open_used && !batch->open[batch->open_used - 1].name) {
-        batch->open_used--;
+    if (likely(span == &batch->open[batch->open_used - 1])) {
+        while (--batch->open_used && !batch->open[batch->open_used - 1].name) {
+        }
     }
 }
 
@@ -443,7 +444,7 @@ static void let_go(Writer *self)
 {
     *self->batch.guard = 0;
     self->batch.generation = UINT64_MAX;
-    self->batch.limit = NULL;
+    self->batch.limit = self->batch.position;
     self->batch.slot = NULL;
     self->batch.entry = NULL;
     self->batch.control = NULL;
