@@ -22,6 +22,8 @@
 #define SHMREC_NATIVE_BATCH_H
 
 #include "_native_clock.h"
+#include "_native_names.h"
+#include "_native_open.h"
 
 #define ONE_EVENT (UINT64_C(1) << SHMREC_COUNT_SHIFT)
 
@@ -42,41 +44,6 @@ hot uint64_t load(Word *word)
     return atomic_load_explicit(word, memory_order_relaxed);
 }
 
-/* A thread as the writer knows it; lives as long as the thread or an open span needs it. */
-typedef struct {
-    Py_ssize_t references;
-    uint64_t thread;    /* its thread state's id, which no other thread of the interpreter gets */
-    uint64_t id;        /* the kernel's */
-    PyObject *name;     /* an exact str of at most NAME_LIMIT characters */
-    Py_hash_t hash;
-} Speaker;
-
-hot void release_speaker(Speaker *speaker)
-{
-    if (speaker && --speaker->references == 0) {
-        Py_DECREF(speaker->name);
-        PyMem_RawFree(speaker);
-    }
-}
-
-/* A name that the batch knows, in a table with open addressing. */
-typedef struct {
-    PyObject *name;     /* NULL in a free row */
-    Py_hash_t hash;
-    uint8_t packed[SHMREC_WORD - 1]; /* its number, packed: a word is copied, `size` bytes count */
-    uint8_t size;
-} Known;
-
-/* A span that has begun and not ended; an ended one has no name, until its place is needed. */
-typedef struct {
-    uint64_t id;
-    uint64_t start;
-    PyObject *name;
-    Speaker *speaker;
-    uint8_t *args;      /* packed, for preambles; NULL for none */
-    size_t args_size;
-} Open;
-
 typedef struct {
     /* Read or written by every event. */
     Word *writing_word;
@@ -89,16 +56,12 @@ typedef struct {
     uint64_t last;          /* time of the last event, ns */
     uint8_t *position;
     uint8_t *limit;         /* the slot's end; `position` if the next event needs another batch */
-    Known *known;
-    size_t known_mask;
+    Names names;
     Clock clock;
     bool unfenced;
     volatile uint64_t *guard;   /* 0: no ring, or a forked child's; the kernel wipes it there */
     Speaker *speaker;           /* the thread that recorded last */
-    Open *open;
-    size_t open_used;
-    size_t open_room;
-    size_t open_live;
+    Spans spans;
 
     /* Read or written by every batch. */
     struct shmrec_slot *slot;   /* NULL before the first */
@@ -109,10 +72,7 @@ typedef struct {
     size_t slots;
     uint64_t number;
     uint64_t events;
-    size_t rotation;
-    uint32_t *used;         /* rows of `known` that are the batch's */
-    size_t used_count;
-    size_t used_room;
+    size_t rotation;        /* which open span the next preamble begins with */
 } Batch;
 
 /* The event to add. Tail: what follows the name and, of an end, its duration and span. */
@@ -138,53 +98,6 @@ static void count_lost(Batch *batch, int cause, int64_t count)
         int64_t sum = (int64_t)known + count;
         store(&batch->entry->losses[cause], sum > 0 ? (uint64_t)sum : 0);
     }
-}
-
-/* Names. */
-
-static void forget_names(Batch *batch)
-{
-    for (size_t n = 0; n < batch->used_count; n++) {
-        Py_CLEAR(batch->known[batch->used[n]].name);
-    }
-    batch->used_count = 0;
-}
-
-/* The row of a name that the batch knows, or the free one where it belongs. */
-static Known *find_row(Batch *batch, PyObject *name, Py_hash_t hash)
-{
-    for (size_t at = (size_t)hash;; at++) {
-        Known *row = &batch->known[at & batch->known_mask];
-        bool same = row->name == name || (row->hash == hash && row->name &&
-                                          PyUnicode_Compare(row->name, name) == 0);
-        if (!row->name || same) {
-            return row;
-        }
-    }
-}
-
-static Known *find_known(Batch *batch, PyObject *name, Py_hash_t hash)
-{
-    Known *row = find_row(batch, name, hash);
-    return row->name ? row : NULL;
-}
-
-static Known *learn(Batch *batch, PyObject *name, Py_hash_t hash)
-{
-    Known *row = find_row(batch, name, hash);
-    uint8_t number[NUMBER_MOST] = {0};
-    row->size = (uint8_t)(put_uint(number, batch->used_count) - number);
-    memcpy(row->packed, number, sizeof row->packed);
-    row->name = Py_NewRef(name);
-    row->hash = hash;
-    batch->used[batch->used_count++] = (uint32_t)(row - batch->known);
-    return row;
-}
-
-hot uint8_t *put_known(uint8_t *at, const Known *row)
-{
-    memcpy(at, row->packed, SHMREC_WORD);
-    return at + row->size;
 }
 
 /* Put bytes that count as no event behind the last ones, to be published later. */
@@ -213,11 +126,11 @@ cold Known *introduce(Batch *batch, PyObject *name, Py_hash_t hash, const Speake
     static const uint8_t new_thread[] = {SHMREC_PREFIX_THREAD, 0};
     bool speaks = speaker->thread != batch->thread;
     uint8_t *end = needed;
-    uint64_t next = batch->used_count, speaker_number = 0;
+    uint64_t next = batch->names.count, speaker_number = 0;
     bool learn_speaker = false, learn_name = false;
 
     if (speaks) {
-        const Known *row = find_known(batch, speaker->name, speaker->hash);
+        const Known *row = find_known(&batch->names, speaker->name, speaker->hash);
         learn_speaker = !row;
         if (learn_speaker) {
             speaker_number = next++;
@@ -225,10 +138,10 @@ cold Known *introduce(Batch *batch, PyObject *name, Py_hash_t hash, const Speake
             end = put_name(put_uint(end + sizeof new_name, speaker_number), speaker->name);
         }
         bool same = speaker->hash == hash && PyUnicode_Compare(speaker->name, name) == 0;
-        learn_name = !(same && learn_speaker) && !find_known(batch, name, hash);
+        learn_name = !(same && learn_speaker) && !find_known(&batch->names, name, hash);
     }
     else {
-        learn_name = !find_known(batch, name, hash);
+        learn_name = !find_known(&batch->names, name, hash);
     }
     if (learn_name) {
         memcpy(end, new_name, sizeof new_name);
@@ -242,23 +155,23 @@ cold Known *introduce(Batch *batch, PyObject *name, Py_hash_t hash, const Speake
         }
         else {
             /* A row's packed number has room for a whole word behind it here. */
-            end = put_known(end, find_known(batch, speaker->name, speaker->hash));
+            end = put_known(end, find_known(&batch->names, speaker->name, speaker->hash));
         }
     }
     size_t size = (size_t)(end - needed);
-    if (!has_room(batch, size) || next > batch->used_room) {
+    if (!has_room(batch, size) || next > batch->names.most) {
         batch->limit = batch->position;
         return NULL;
     }
     place(batch, needed, size);
     if (learn_speaker) {
-        learn(batch, speaker->name, speaker->hash);
+        learn(&batch->names, speaker->name, speaker->hash);
     }
     if (learn_name) {
-        learn(batch, name, hash);
+        learn(&batch->names, name, hash);
     }
     batch->thread = speaker->thread;
-    return find_known(batch, name, hash);
+    return find_known(&batch->names, name, hash);
 }
 
 /* Batches. */
@@ -279,14 +192,14 @@ cold void write_preamble(Batch *batch, uint64_t now)
     uint8_t *budget = batch->position + (limit - batch->position) / SHMREC_PREAMBLE_SHARE;
     size_t at = 0;
 
-    if (batch->rotation >= batch->open_live) {
+    if (batch->rotation >= batch->spans.live) {
         batch->rotation = 0;
     }
-    for (size_t live = 0; !batch->open[at].name || live++ < batch->rotation; at++) {
+    for (size_t live = 0; !batch->spans.open[at].name || live++ < batch->rotation; at++) {
     }
     size_t written = 0;
-    for (; written < batch->open_live; at++) {
-        const Open *span = &batch->open[at == batch->open_used ? (at = 0) : at];
+    for (; written < batch->spans.live; at++) {
+        const Open *span = &batch->spans.open[at == batch->spans.used ? (at = 0) : at];
         if (!span->name) {
             continue;
         }
@@ -313,7 +226,7 @@ cold void write_preamble(Batch *batch, uint64_t now)
         place(batch, span->args, span->args_size);
         written++;
     }
-    if (written == batch->open_live) {
+    if (written == batch->spans.live) {
         batch->rotation = 0;
     }
     publish(batch->committed_word, batch->committed);
@@ -354,11 +267,11 @@ cold bool turn(Batch *batch, uint64_t generation, uint64_t now)
     batch->committed_word = &slot->committed;
     batch->position = (uint8_t *)(slot + 1);
     batch->limit = (uint8_t *)slot + batch->slot_size;
-    forget_names(batch);
+    forget_names(&batch->names);
     batch->thread = 0;
     batch->last = now;
     batch->generation = generation;
-    if (batch->open_live) {
+    if (batch->spans.live) {
         write_preamble(batch, now);
     }
     return true;
@@ -433,7 +346,7 @@ hot bool add(Batch *batch, const Event *event, uint64_t thread, uint64_t now)
     if (likely(!now)) {
         now = clock_ns(&batch->clock, batch->last);
     }
-    const Known *row = &batch->known[(size_t)event->hash & batch->known_mask];
+    const Known *row = &batch->names.rows[(size_t)event->hash & batch->names.mask];
     if (likely(generation == batch->generation && thread == batch->thread &&
                row->name == event->name &&
                has_room(batch, EVENT_MOST + event->tail_size))) {

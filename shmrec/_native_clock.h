@@ -17,7 +17,7 @@
 #ifndef SHMREC_NATIVE_CLOCK_H
 #define SHMREC_NATIVE_CLOCK_H
 
-#include "_native_pack.h"
+#include "_native_msgpack.h"
 
 #include <time.h>
 

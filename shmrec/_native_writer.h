@@ -1,10 +1,11 @@
-/* A writer: the ring it has been given, and what its calls need before they may record.
+/* A writer: the ring it has been given, and a call's name and arguments made ready.
 
    Runs in producers. Everything here may allocate, fail or run Python code, and none of it is
    inside the critical section. Python code may take the ring away, which the guard tells. */
 #ifndef SHMREC_NATIVE_WRITER_H
 #define SHMREC_NATIVE_WRITER_H
 
+#include "_native_arguments.h"
 #include "_native_batch.h"
 
 #include <sys/mman.h>
@@ -15,8 +16,6 @@
 #endif
 
 #define SPARE_SPANS 16
-/* Names that fit into so many bytes of a slot: an event and its name take more than this each. */
-#define BYTES_PER_NAME 8
 
 typedef struct {
     PyTypeObject *writer_type;
@@ -210,200 +209,13 @@ hot size_t pack_number(Writer *self, uint8_t *room, PyObject *value)
     return take_packed(self, room, packed, NO_VALUE);
 }
 
-/* Threads. */
-
-#define SPEAKER_CAPSULE "shmrec._native.Speaker"
-
-static void destroy_speaker(PyObject *capsule)
-{
-    release_speaker(PyCapsule_GetPointer(capsule, SPEAKER_CAPSULE));
-}
-
-hot PyThreadState *current_thread(void)
-{
-#if PY_VERSION_HEX >= 0x030D0000
-    return PyThreadState_GetUnchecked();
-#else
-    return _PyThreadState_UncheckedGet();
-#endif
-}
-
-/* A capsule of a new Speaker for the current thread. */
-static PyObject *make_speaker(State *state)
-{
-    PyObject *name = NULL, *id = NULL, *capsule = NULL;
-    Speaker *speaker = NULL;
-    PyObject *known = PyObject_CallNoArgs(state->speaker);
-    if (!known || !(name = PyObject_GetAttrString(known, "name")) ||
-        !(id = PyObject_GetAttrString(known, "id"))) {
-        goto done;
-    }
-    if (!PyUnicode_CheckExact(name)) {
-        PyErr_SetString(PyExc_TypeError, "a thread's name is no str");
-        goto done;
-    }
-    speaker = PyMem_RawMalloc(sizeof *speaker);
-    if (!speaker) {
-        PyErr_NoMemory();
-        goto done;
-    }
-    speaker->references = 1;
-    speaker->thread = current_thread()->id;
-    speaker->id = PyLong_AsUnsignedLongLong(id);
-    speaker->hash = PyObject_Hash(name);
-    speaker->name = Py_NewRef(name);
-    if (!PyErr_Occurred()) {
-        capsule = PyCapsule_New(speaker, SPEAKER_CAPSULE, destroy_speaker);
-    }
-    if (!capsule) {
-        release_speaker(speaker);
-    }
-done:
-    Py_XDECREF(known);
-    Py_XDECREF(name);
-    Py_XDECREF(id);
-    return capsule;
-}
-
-/* Have `batch.speaker` be the current thread: 0, or -1 with an exception. */
-static int find_speaker(Writer *self)
-{
-    PyObject *key = self->state->thread_key;
-    PyObject *dict = PyThreadState_GetDict();
-    if (!dict) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    PyObject *capsule = Py_XNewRef(PyDict_GetItemWithError(dict, key));
-    if (!capsule) {
-        if (PyErr_Occurred() || !(capsule = make_speaker(self->state))) {
-            return -1;
-        }
-        if (PyDict_SetItem(dict, key, capsule) < 0) {
-            Py_DECREF(capsule);
-            return -1;
-        }
-    }
-    Speaker *speaker = PyCapsule_GetPointer(capsule, SPEAKER_CAPSULE);
-    if (speaker) {
-        speaker->references++;
-        release_speaker(self->batch.speaker);
-        self->batch.speaker = speaker;
-    }
-    Py_DECREF(capsule);
-    return speaker ? 0 : -1;
-}
-
-/* What an event needs beside its own fields: the speaker, and a test's time. */
-cold int prepare(Writer *self, uint64_t thread, uint64_t *now)
-{
-    if (self->clock) {
-        PyObject *time = PyObject_CallNoArgs(self->clock);
-        *now = time ? PyLong_AsUnsignedLongLong(time) : 0;
-        Py_XDECREF(time);
-        if (PyErr_Occurred()) {
-            return -1;
-        }
-    }
-    Speaker *speaker = self->batch.speaker;
-    return speaker && speaker->thread == thread ? 0 : find_speaker(self);
-}
-
-hot bool must_prepare(const Writer *self, uint64_t thread)
-{
-    return self->batch.thread != thread || self->clock;
-}
-
-/* Open spans: an array by id; ended ones stay in it until it is full, but never at its end. */
-
-hot void drop_open(Open *span)
-{
-    Py_CLEAR(span->name);
-    release_speaker(span->speaker);
-    if (span->args) {
-        PyMem_RawFree(span->args);
-    }
-}
-
-static void forget_open(Batch *batch)
-{
-    for (size_t n = 0; n < batch->open_used; n++) {
-        if (batch->open[n].name) {
-            drop_open(&batch->open[n]);
-        }
-    }
-    batch->open_used = batch->open_live = 0;
-}
-
-/* Have room for one more: false if there is no memory. */
-cold bool grow_open(Batch *batch)
-{
-    if (batch->open_live < batch->open_used / 2) {
-        size_t kept = 0;
-        for (size_t n = 0; n < batch->open_used; n++) {
-            if (batch->open[n].name) {
-                batch->open[kept++] = batch->open[n];
-            }
-        }
-        batch->open_used = kept;
-        return true;
-    }
-    size_t room = batch->open_room ? 2 * batch->open_room : 64;
-    Open *open = PyMem_RawRealloc(batch->open, room * sizeof *open);
-    if (!open) {
-        return false;
-    }
-    batch->open = open;
-    batch->open_room = room;
-    return true;
-}
-
-static Open *search_open(Batch *batch, uint64_t id)
-{
-    size_t low = 0, high = batch->open_used;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        Open *span = &batch->open[middle];
-        if (span->id == id) {
-            return span->name ? span : NULL;
-        }
-        if (span->id < id) {
-            low = middle + 1;
-        }
-        else {
-            high = middle;
-        }
-    }
-    return NULL;
-}
-
-/* The open span of that number, or NULL. Most often it is the youngest. */
-hot Open *find_open(Batch *batch, uint64_t id)
-{
-    size_t used = batch->open_used;
-    if (likely(used && batch->open[used - 1].id == id)) {
-        return &batch->open[used - 1];
-    }
-    return search_open(batch, id);
-}
-
-hot void close_open(Batch *batch, Open *span)
-{
-    drop_open(span);
-    batch->open_live--;
-    if (likely(span == &batch->open[batch->open_used - 1])) {
-        while (--batch->open_used && !batch->open[batch->open_used - 1].name) {
-        }
-    }
-}
-
 /* The ring. */
 
 /* Forget the batch: the next event opens one, with nothing known and nothing open. */
 static void close_batch(Batch *batch)
 {
-    forget_open(batch);
-    forget_names(batch);
+    forget_open(&batch->spans);
+    forget_names(&batch->names);
     release_speaker(batch->speaker);
     batch->speaker = NULL;
     batch->thread = 0;
@@ -412,32 +224,6 @@ static void close_batch(Batch *batch)
     batch->position = batch->limit = NULL;
     batch->events = batch->committed = batch->last = 0;
     batch->rotation = 0;
-}
-
-/* A table for the names of a slot of that size: false if there is no memory. */
-static bool make_names(Batch *batch, size_t slot_size)
-{
-    size_t names = slot_size / BYTES_PER_NAME, rows = 8;
-    while (rows < 2 * names) {
-        rows *= 2;
-    }
-    if (batch->known && rows == batch->known_mask + 1) {
-        return true;
-    }
-    Known *known = PyMem_RawCalloc(rows, sizeof *known);
-    uint32_t *used = PyMem_RawCalloc(names, sizeof *used);
-    if (!known || !used) {
-        PyMem_RawFree(known);
-        PyMem_RawFree(used);
-        return false;
-    }
-    PyMem_RawFree(batch->known);
-    PyMem_RawFree(batch->used);
-    batch->known = known;
-    batch->used = used;
-    batch->known_mask = rows - 1;
-    batch->used_room = names;
-    return true;
 }
 
 static void let_go(Writer *self)
@@ -474,7 +260,7 @@ static int settle(Writer *self, Py_buffer *memory, Py_ssize_t entry, Py_ssize_t 
         slots > (memory->len - ring) / slot_size) {
         return wrong_place();
     }
-    if (!make_names(batch, (size_t)slot_size)) {
+    if (!make_names(&batch->names, (size_t)slot_size)) {
         PyErr_NoMemory();
         return -1;
     }

@@ -1,0 +1,125 @@
+/* Threads that speak and spans that are open: what preambles tell of.
+
+   Runs in producers. An array by number: ended spans stay in it until it is full, but never at its
+   end. Growing it happens before the critical section. */
+#ifndef SHMREC_NATIVE_OPEN_H
+#define SHMREC_NATIVE_OPEN_H
+
+#include "_native_msgpack.h"
+
+/* A thread as the writer knows it; lives as long as the thread or an open span needs it. */
+typedef struct {
+    Py_ssize_t references;
+    uint64_t thread;    /* its thread state's id, which no other thread of the interpreter gets */
+    uint64_t id;        /* the kernel's */
+    PyObject *name;     /* an exact str of at most NAME_LIMIT characters */
+    Py_hash_t hash;
+} Speaker;
+
+hot void release_speaker(Speaker *speaker)
+{
+    if (speaker && --speaker->references == 0) {
+        Py_DECREF(speaker->name);
+        PyMem_RawFree(speaker);
+    }
+}
+
+/* A span that has begun and not ended; an ended one has no name, until its place is needed. */
+typedef struct {
+    uint64_t id;
+    uint64_t start;
+    PyObject *name;
+    Speaker *speaker;
+    uint8_t *args;      /* packed, for preambles; NULL for none */
+    size_t args_size;
+} Open;
+
+typedef struct {
+    Open *open;
+    size_t used;
+    size_t room;
+    size_t live;
+} Spans;
+
+hot void drop_open(Open *span)
+{
+    Py_CLEAR(span->name);
+    release_speaker(span->speaker);
+    if (span->args) {
+        PyMem_RawFree(span->args);
+    }
+}
+
+static void forget_open(Spans *spans)
+{
+    for (size_t n = 0; n < spans->used; n++) {
+        if (spans->open[n].name) {
+            drop_open(&spans->open[n]);
+        }
+    }
+    spans->used = spans->live = 0;
+}
+
+/* Have room for one more: false if there is no memory. */
+cold bool grow_open(Spans *spans)
+{
+    if (spans->live < spans->used / 2) {
+        size_t kept = 0;
+        for (size_t n = 0; n < spans->used; n++) {
+            if (spans->open[n].name) {
+                spans->open[kept++] = spans->open[n];
+            }
+        }
+        spans->used = kept;
+        return true;
+    }
+    size_t room = spans->room ? 2 * spans->room : 64;
+    Open *open = PyMem_RawRealloc(spans->open, room * sizeof *open);
+    if (!open) {
+        return false;
+    }
+    spans->open = open;
+    spans->room = room;
+    return true;
+}
+
+static Open *search_open(Spans *spans, uint64_t id)
+{
+    size_t low = 0, high = spans->used;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        Open *span = &spans->open[middle];
+        if (span->id == id) {
+            return span->name ? span : NULL;
+        }
+        if (span->id < id) {
+            low = middle + 1;
+        }
+        else {
+            high = middle;
+        }
+    }
+    return NULL;
+}
+
+/* The open span of that number, or NULL. Most often it is the youngest. */
+hot Open *find_open(Spans *spans, uint64_t id)
+{
+    size_t used = spans->used;
+    if (likely(used && spans->open[used - 1].id == id)) {
+        return &spans->open[used - 1];
+    }
+    return search_open(spans, id);
+}
+
+hot void close_open(Spans *spans, Open *span)
+{
+    drop_open(span);
+    spans->live--;
+    if (likely(span == &spans->open[spans->used - 1])) {
+        while (--spans->used && !spans->open[spans->used - 1].name) {
+        }
+    }
+}
+
+#endif /* SHMREC_NATIVE_OPEN_H */
