@@ -40,6 +40,7 @@ _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
 )
 LOSS: Final = {cause: index for index, cause in enumerate(LOSSES)}
 
+
 class OpenBatch:
     """The ring of one producer, and the batch in it that is being filled."""
 

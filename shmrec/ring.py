@@ -147,8 +147,7 @@ class RingReader:
             opening=self._word("opening"),
             closed_generation=self._word("closed_generation"),
             losses={
-                cause: min(count, LOST_AT_MOST)
-                for cause, count in zip(LOSSES, losses, strict=True)
+                cause: min(count, LOST_AT_MOST) for cause, count in zip(LOSSES, losses, strict=True)
             },
             settled=self._word("settled"),
             ended_ns=self._word("ended_ns"),

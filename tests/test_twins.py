@@ -1,4 +1,4 @@
-"""The two engines leave the same bytes, whatever is recorded; the python one is the specification."""
+"""Both engines leave the same bytes, whatever is recorded; the python one is the specification."""
 
 from __future__ import annotations
 

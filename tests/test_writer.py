@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from shmrec import events as table
 from shmrec.decoder import Event, OpenSpan, decode
-from shmrec.layout import LOSSES, SlotFlag
 from shmrec.events import DEPTH_LIMIT, TEXT_LIMIT
+from shmrec.layout import LOSSES, SlotFlag
 
 from .arena import Arena, batches, events_in
 
