@@ -16,7 +16,7 @@ import posix_ipc
 import pytest
 
 import shmrec
-from shmrec import naming, process, recorder, requests, segment
+from shmrec import _engine, naming, process, recorder, requests, segment
 from shmrec.errors import ShmrecError
 from shmrec.layout import Verb
 from shmrec.segment import open_segment
@@ -26,8 +26,50 @@ WAIT_SECONDS = 30.0
 _numbers = itertools.count(1)
 
 
+# Modules of tests that involve no engine, or several by themselves: with another engine they
+# would find the same. `tools/test` leaves them out of every run but its first.
+ONCE = {
+    "test_bench",
+    "test_deaths",
+    "test_dump_doctor",
+    "test_dump_usage",
+    "test_dump_wording",
+    "test_ending",
+    "test_engine_choice",
+    "test_generation",
+    "test_gunicorn_words",
+    "test_layers",
+    "test_native",
+    "test_packaging",
+    "test_requests",
+    "test_segment",
+    "test_store",
+    "test_twins",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--again",
+        action="store_true",
+        help="leave out what a run with another engine has tested already",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--again"):
+        left = [item for item in items if item.path.stem in ONCE]
+        items[:] = [item for item in items if item.path.stem not in ONCE]
+        config.hook.pytest_deselected(items=left)
+
+
 def pytest_report_header() -> str:
-    return f"shmrec {shmrec.__version__}, engine {shmrec.engine}"
+    missing = "".join(
+        f"; no {name} engine: {_engine.refusal(name)}"
+        for name in _engine.NAMES
+        if _engine.refusal(name)
+    )
+    return f"shmrec {shmrec.__version__}, engine {shmrec.engine}{missing}"
 
 
 def wait_until(condition: Callable[[], object], timeout: float = WAIT_SECONDS) -> None:
