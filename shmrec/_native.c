@@ -83,12 +83,6 @@ static PyObject *writer_forget(PyObject *op, PyObject *Py_UNUSED(ignored))
     *self->batch.guard = 0;
     self->inherited = self->next_span;
     close_batch(&self->batch);
-    /* The thread goes on under another kernel id. */
-    PyObject *dict = PyThreadState_GetDict();
-    if (dict && PyDict_Contains(dict, self->state->thread_key) == 1) {
-        PyDict_DelItem(dict, self->state->thread_key);
-    }
-    PyErr_Clear();
     Py_RETURN_NONE;
 }
 
@@ -239,6 +233,8 @@ static PyObject *call_membarrier(PyObject *Py_UNUSED(module), PyObject *command)
         return NULL;
     }
 #ifdef SYS_membarrier
+    /* Where the call fails, a fence of our own is what the producers' fences pair with. */
+    atomic_thread_fence(memory_order_seq_cst);
     return PyBool_FromLong(syscall(SYS_membarrier, (int)number, 0, 0) == 0);
 #else
     Py_RETURN_FALSE;

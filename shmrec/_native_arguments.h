@@ -3,8 +3,8 @@
    Runs in producers, before the critical section. As in `writer.Writer._arguments`, a map of
    texts, numbers, booleans and None is taken as it is, and one with anything else takes its
    bounded form. Here only maps are packed whose bounded form is themselves; what has another is
-   refused, and the caller then asks Python. Nothing here allocates, runs Python code or sets an
-   exception. */
+   refused, and the caller then asks Python. Nothing here runs Python code while it looks at a
+   container: where an int is too large packing has stopped. */
 #ifndef SHMREC_NATIVE_ARGUMENTS_H
 #define SHMREC_NATIVE_ARGUMENTS_H
 

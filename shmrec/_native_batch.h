@@ -60,7 +60,8 @@ typedef struct {
     Clock clock;
     bool unfenced;
     volatile uint64_t *guard;   /* 0: no ring, or a forked child's; the kernel wipes it there */
-    Speaker *speaker;           /* the thread that recorded last */
+    Speaker *speaker;           /* the thread that records, or did last */
+    uint64_t speaker_thread;    /* its thread state's id; 0 for nobody's */
     Spans spans;
 
     /* Read or written by every batch. */
@@ -93,7 +94,9 @@ typedef struct {
 
 static void count_lost(Batch *batch, int cause, int64_t count)
 {
+    const int64_t most = SHMREC_LOST_AT_MOST;
     uint64_t known = load(&batch->entry->losses[cause]);
+    count = count > most ? most : count < -most ? -most : count;
     if (known < SHMREC_LOST_AT_MOST) {
         int64_t sum = (int64_t)known + count;
         store(&batch->entry->losses[cause], sum > 0 ? (uint64_t)sum : 0);
@@ -330,7 +333,7 @@ cold bool add_with_care(Batch *batch, const Event *event, uint64_t generation, u
 }
 
 /* The critical section: whether the event was recorded. `now` is 0 for the clock's time. */
-hot bool add(Batch *batch, const Event *event, uint64_t thread, uint64_t now)
+hot bool add(Batch *batch, const Event *event, uint64_t now)
 {
     bool recorded = false;
 
@@ -347,7 +350,7 @@ hot bool add(Batch *batch, const Event *event, uint64_t thread, uint64_t now)
         now = clock_ns(&batch->clock, batch->last);
     }
     const Known *row = &batch->names.rows[(size_t)event->hash & batch->names.mask];
-    if (likely(generation == batch->generation && thread == batch->thread &&
+    if (likely(generation == batch->generation && batch->speaker_thread == batch->thread &&
                row->name == event->name &&
                has_room(batch, EVENT_MOST + event->tail_size))) {
         uint8_t *end = put_event(batch->position, batch, event, row, now);

@@ -309,11 +309,12 @@ static PyObject *writer_lose(PyObject *op, PyObject *args, PyObject *keywords)
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "U|L:lose", words, &cause, &count)) {
         return NULL;
     }
+    if (!bound(self)) {
+        Py_RETURN_NONE;
+    }
     for (int n = 0; n < SHMREC_LOSS_COUNT; n++) {
         if (PyUnicode_Compare(cause, self->state->losses[n]) == 0) {
-            if (bound(self)) {
-                count_lost(&self->batch, n, count);
-            }
+            count_lost(&self->batch, n, count);
             Py_RETURN_NONE;
         }
     }

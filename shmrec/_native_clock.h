@@ -11,7 +11,7 @@
 
    - Times of one clock never go back: what is behind the last one is the last one.
    - A rate that is implausible, or differs too much from the one before (a virtual machine that
-     moved, a counter that jumped), is not used before it has been seen again.
+     moved, a counter that jumped), is not used; another is measured from then on.
 
    The idea is that of Go's tracer, and of the kernel's own vDSO. */
 #ifndef SHMREC_NATIVE_CLOCK_H
@@ -118,6 +118,13 @@ static uint64_t rate_between(uint64_t ticks, uint64_t ns)
     return RATE_LEAST <= rate && rate <= RATE_MOST ? (uint64_t)rate : 0;
 }
 
+/* Measure the rate from this reading on. */
+static void set_anchor(Clock *clock, uint64_t ticks, uint64_t ns)
+{
+    clock->anchor_ticks = clock->middle_ticks = ticks;
+    clock->anchor_ns = clock->middle_ns = ns;
+}
+
 /* Take the reading into account: the rate, how far it carries, where it is measured from. */
 static void measure(Clock *clock, uint64_t ticks, uint64_t ns)
 {
@@ -127,23 +134,28 @@ static void measure(Clock *clock, uint64_t ticks, uint64_t ns)
     clock->window = 0;
     if (!clock->anchor_ns || since > 4 * BASE_NS_MOST) {
         /* The first reading, or the first after a pause in which anything may have happened. */
-        clock->anchor_ticks = clock->middle_ticks = ticks;
-        clock->anchor_ns = clock->middle_ns = ns;
+        clock->rate = 0;
+        set_anchor(clock, ticks, ns);
         return;
     }
     if (since >= BASE_NS) {
         uint64_t before = clock->rate, rate = rate_between(ticks - clock->anchor_ticks, since);
         uint64_t change = rate > before ? rate - before : before - rate;
         clock->rate = rate;
-        if (before && change > before / RATE_TOLERANCE) {
+        if (!rate || (before && change > before / RATE_TOLERANCE)) {
             clock->rate = 0;
-            clock->anchor_ns = 0;
+            set_anchor(clock, ticks, ns);
             return;
         }
     }
     if (since >= BASE_NS_MOST) {
+        /* Half of the base stays, so that a rate is never measured over little. */
         clock->anchor_ticks = clock->middle_ticks;
         clock->anchor_ns = clock->middle_ns;
+        clock->middle_ticks = ticks;
+        clock->middle_ns = ns;
+    }
+    else if (since >= BASE_NS_MOST / 2 && clock->middle_ns == clock->anchor_ns) {
         clock->middle_ticks = ticks;
         clock->middle_ns = ns;
     }
@@ -165,6 +177,7 @@ cold uint64_t ask_kernel(Clock *clock)
         uint64_t took = ns - before;
         if (!clock->least_ns || took < clock->least_ns) {
             if (took * ASKING_SLACK < clock->least_ns) {
+                /* What was measured until now was measured badly. */
                 clock->anchor_ns = 0;
             }
             clock->least_ns = took ? took : 1;
@@ -174,6 +187,8 @@ cold uint64_t ask_kernel(Clock *clock)
             return ns;
         }
     }
+    /* Always so slow now, perhaps: then this is what it takes. */
+    clock->least_ns *= 2;
     clock->window = 0;
     return ns;
 }

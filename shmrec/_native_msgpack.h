@@ -1,7 +1,7 @@
 /* msgpack, as far as events need it: into memory that is the caller's.
 
-   Runs in producers, before the critical section and inside it. Nothing here allocates, runs
-   Python code or sets an exception. The bytes are those that `values.pack` gives for the same
+   Runs in producers, before the critical section and inside it. Nothing here runs Python code or
+   leaves an exception, and nothing allocates but an int too large for it. The bytes are those that `values.pack` gives for the same
    value. Format: the msgpack specification. */
 #ifndef SHMREC_NATIVE_MSGPACK_H
 #define SHMREC_NATIVE_MSGPACK_H
@@ -313,7 +313,8 @@ cold uint8_t *put_name(uint8_t *at, PyObject *text)
     return at + bytes;
 }
 
-/* An exact int; NULL if 64 bits do not hold it. The caller has room for NUMBER_MOST bytes. */
+/* An exact int; NULL if 64 bits do not hold it, which an exception, cleared, has told. The caller
+   has room for NUMBER_MOST bytes. */
 hot uint8_t *put_long(uint8_t *at, PyObject *value)
 {
 #if PY_VERSION_HEX >= 0x030C0000

@@ -100,7 +100,7 @@ static Known *learn(Names *names, PyObject *name, Py_hash_t hash)
 
 hot uint8_t *put_known(uint8_t *at, const Known *row)
 {
-    memcpy(at, row->packed, SHMREC_WORD);
+    memcpy(at, (const uint8_t *)row + offsetof(Known, packed), SHMREC_WORD);
     return at + row->size;
 }
 

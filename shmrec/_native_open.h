@@ -7,11 +7,14 @@
 
 #include "_native_msgpack.h"
 
+#include <sys/types.h>
+
 /* A thread as the writer knows it; lives as long as the thread or an open span needs it. */
 typedef struct {
     Py_ssize_t references;
     uint64_t thread;    /* its thread state's id, which no other thread of the interpreter gets */
     uint64_t id;        /* the kernel's */
+    pid_t process;
     PyObject *name;     /* an exact str of at most NAME_LIMIT characters */
     Py_hash_t hash;
 } Speaker;

@@ -42,7 +42,7 @@ cold int record_prepared(Writer *self, const Event *event, uint64_t thread)
         return -1;
     }
     if (bound(self)) {
-        add(&self->batch, event, thread, now);
+        add(&self->batch, event, now);
     }
     return 0;
 }
@@ -56,7 +56,7 @@ hot int record(Writer *self, const Event *event, bool sure)
         return record_prepared(self, &given, thread);
     }
     if (sure || likely(bound(self))) {
-        add(&self->batch, event, thread, 0);
+        add(&self->batch, event, 0);
     }
     return 0;
 }
@@ -80,7 +80,7 @@ hot bool keep_open(Batch *batch, const uint8_t *args, size_t size, uint8_t **kep
 
 /* The number is given here, so that open spans are in the order of their numbers. */
 hot void begin_now(Writer *self, PyObject *name, const uint8_t *args, size_t size, uint64_t *id,
-                   uint64_t thread, uint64_t now)
+                   uint64_t now)
 {
     Batch *batch = &self->batch;
     uint64_t span = *id = ++self->next_span;
@@ -93,7 +93,7 @@ hot void begin_now(Writer *self, PyObject *name, const uint8_t *args, size_t siz
     Event event = event_of(BEGIN, name, args, size);
     event.begins = true;
     event.span = span;
-    if (unlikely(!add(batch, &event, thread, now))) {
+    if (unlikely(!add(batch, &event, now))) {
         PyMem_RawFree(kept);
         return;
     }
@@ -116,7 +116,7 @@ cold int begin_prepared(Writer *self, PyObject *name, const uint8_t *args, size_
         return -1;
     }
     if (bound(self)) {
-        begin_now(self, name, args, size, id, thread, now);
+        begin_now(self, name, args, size, id, now);
     }
     return 0;
 }
@@ -131,13 +131,12 @@ hot int begin_span(Writer *self, PyObject *name, const uint8_t *args, size_t siz
         return begin_prepared(self, name, args, size, id, thread);
     }
     if (sure || likely(bound(self))) {
-        begin_now(self, name, args, size, id, thread, 0);
+        begin_now(self, name, args, size, id, 0);
     }
     return 0;
 }
 
-hot void end_now(Writer *self, uint64_t span, const uint8_t *args, size_t size, uint64_t thread,
-                 uint64_t now)
+hot void end_now(Writer *self, uint64_t span, const uint8_t *args, size_t size, uint64_t now)
 {
     Batch *batch = &self->batch;
     Open *open = find_open(&batch->spans, span);
@@ -149,7 +148,7 @@ hot void end_now(Writer *self, uint64_t span, const uint8_t *args, size_t size, 
     event.lasts = true;
     event.since = open->start;
     event.span = span;
-    if (likely(add(batch, &event, thread, now))) {
+    if (likely(add(batch, &event, now))) {
         close_open(&batch->spans, open);
     }
 }
@@ -163,7 +162,7 @@ cold int end_prepared(Writer *self, uint64_t span, const uint8_t *args, size_t s
         return -1;
     }
     if (bound(self)) {
-        end_now(self, span, args, size, thread, now);
+        end_now(self, span, args, size, now);
     }
     return 0;
 }
@@ -176,7 +175,7 @@ hot int end_span(Writer *self, uint64_t span, const uint8_t *args, size_t size, 
         return end_prepared(self, span, args, size, thread);
     }
     if (sure || likely(bound(self))) {
-        end_now(self, span, args, size, thread, 0);
+        end_now(self, span, args, size, 0);
     }
     return 0;
 }

@@ -1,8 +1,9 @@
 /* The context manager that `span` returns.
 
    Runs in producers. It holds packed arguments, never the program's objects: a writer and an exact
-   str are all it refers to, so that no cycle goes through it but one that a program makes by
-   keeping a span in its own recorder, and garbage collection need not know it.
+   str are all it refers to. Garbage collection does not know it, which would cost a tenth of it:
+   a program that keeps a span where its writer's `revive` reaches it, in its own recorder say,
+   keeps both for good.
 
    A with statement looks `__enter__` and `__exit__` up and would have a bound method made of each,
    which costs more than recording both events. So the span itself is what it finds: `Method` is a
@@ -136,6 +137,18 @@ hot PyObject *span_exit(Span *self, PyObject *kind)
     return unlikely(failed) ? NULL : Py_NewRef(Py_None);
 }
 
+/* Whether it is what `__exit__` is given: a span is no decorator. */
+hot bool tells_of_exit(PyObject *kind)
+{
+    return kind == Py_None || PyExceptionClass_Check(kind);
+}
+
+cold PyObject *no_exit(void)
+{
+    PyErr_SetString(PyExc_TypeError, "a span is left with an exception's class, or None");
+    return NULL;
+}
+
 cold PyObject *no_keywords(void)
 {
     PyErr_SetString(PyExc_TypeError, "entering and leaving a span takes no keyword arguments");
@@ -147,7 +160,10 @@ static PyObject *span_call(PyObject *op, PyObject *const *args, size_t count, Py
     if (unlikely(names && PyTuple_GET_SIZE(names))) {
         return no_keywords();
     }
-    return PyVectorcall_NARGS(count) ? span_exit((Span *)op, args[0]) : span_enter((Span *)op);
+    if (PyVectorcall_NARGS(count) == 0) {
+        return span_enter((Span *)op);
+    }
+    return likely(tells_of_exit(args[0])) ? span_exit((Span *)op, args[0]) : no_exit();
 }
 
 static PyObject *span_id(PyObject *op, void *Py_UNUSED(closure))
@@ -181,6 +197,21 @@ static PyType_Spec span_spec = {
     .slots = span_slots,
 };
 
+/* Of a type that has no other references than to it, but must be garbage with it. */
+static int traverse_type(PyObject *op, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(op));
+    return 0;
+}
+
+static void free_with_type(PyObject *op)
+{
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
 /* The span of a writer that has no ring: nothing, for everybody the same. */
 
 typedef struct {
@@ -188,13 +219,15 @@ typedef struct {
     vectorcallfunc call;
 } Nowhere;
 
-static PyObject *nowhere_call(PyObject *op, PyObject *const *Py_UNUSED(args), size_t count,
-                              PyObject *names)
+static PyObject *nowhere_call(PyObject *op, PyObject *const *args, size_t count, PyObject *names)
 {
     if (unlikely(names && PyTuple_GET_SIZE(names))) {
         return no_keywords();
     }
-    return Py_NewRef(PyVectorcall_NARGS(count) ? Py_None : op);
+    if (PyVectorcall_NARGS(count) == 0) {
+        return Py_NewRef(op);
+    }
+    return likely(tells_of_exit(args[0])) ? Py_NewRef(Py_None) : no_exit();
 }
 
 static PyObject *nowhere_id(PyObject *Py_UNUSED(op), void *Py_UNUSED(closure))
@@ -214,6 +247,8 @@ static PyMemberDef nowhere_members[] = {
 
 static PyType_Slot nowhere_slots[] = {
     {Py_tp_doc, "The span of a writer that records nothing."},
+    {Py_tp_traverse, traverse_type},
+    {Py_tp_dealloc, free_with_type},
     {Py_tp_call, PyVectorcall_Call},
     {Py_tp_getset, nowhere_getters},
     {Py_tp_members, nowhere_members},
@@ -223,7 +258,8 @@ static PyType_Slot nowhere_slots[] = {
 static PyType_Spec nowhere_spec = {
     .name = "shmrec._native.Nowhere",
     .basicsize = sizeof(Nowhere),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = nowhere_slots,
 };
 
@@ -250,6 +286,8 @@ static PyObject *method_call(PyObject *self, PyObject *args, PyObject *names)
 
 static PyType_Slot method_slots[] = {
     {Py_tp_doc, "What enters a span, without arguments, and leaves it, with the exception's."},
+    {Py_tp_traverse, traverse_type},
+    {Py_tp_dealloc, free_with_type},
     {Py_tp_descr_get, method_get},
     {Py_tp_call, method_call},
     {0, NULL},
@@ -258,7 +296,8 @@ static PyType_Slot method_slots[] = {
 static PyType_Spec method_spec = {
     .name = "shmrec._native.Method",
     .basicsize = sizeof(PyObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION |
+             Py_TPFLAGS_IMMUTABLETYPE,
     .slots = method_slots,
 };
 

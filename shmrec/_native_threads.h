@@ -44,6 +44,7 @@ static PyObject *make_speaker(State *state)
     }
     speaker->references = 1;
     speaker->thread = current_thread()->id;
+    speaker->process = getpid();
     speaker->id = PyLong_AsUnsignedLongLong(id);
     speaker->hash = PyObject_Hash(name);
     speaker->name = Py_NewRef(name);
@@ -60,6 +61,13 @@ done:
     return capsule;
 }
 
+/* Whether the thread was of a parent, where its kernel id was another. */
+static bool forked_since(PyObject *capsule)
+{
+    const Speaker *speaker = PyCapsule_GetPointer(capsule, SPEAKER_CAPSULE);
+    return !speaker || speaker->process != getpid();
+}
+
 /* Have `batch.speaker` be the current thread: 0, or -1 with an exception. */
 static int find_speaker(Writer *self)
 {
@@ -70,6 +78,9 @@ static int find_speaker(Writer *self)
         return -1;
     }
     PyObject *capsule = Py_XNewRef(PyDict_GetItemWithError(dict, key));
+    if (capsule && forked_since(capsule)) {
+        Py_CLEAR(capsule);
+    }
     if (!capsule) {
         if (PyErr_Occurred() || !(capsule = make_speaker(self->state))) {
             return -1;
@@ -84,6 +95,7 @@ static int find_speaker(Writer *self)
         speaker->references++;
         release_speaker(self->batch.speaker);
         self->batch.speaker = speaker;
+        self->batch.speaker_thread = speaker->thread;
     }
     Py_DECREF(capsule);
     return speaker ? 0 : -1;
@@ -100,13 +112,12 @@ cold int prepare(Writer *self, uint64_t thread, uint64_t *now)
             return -1;
         }
     }
-    Speaker *speaker = self->batch.speaker;
-    return speaker && speaker->thread == thread ? 0 : find_speaker(self);
+    return self->batch.speaker_thread == thread ? 0 : find_speaker(self);
 }
 
 hot bool must_prepare(const Writer *self, uint64_t thread)
 {
-    return self->batch.thread != thread || self->clock;
+    return self->batch.speaker_thread != thread || self->clock;
 }
 
 #endif /* SHMREC_NATIVE_THREADS_H */

@@ -218,6 +218,7 @@ static void close_batch(Batch *batch)
     forget_names(&batch->names);
     release_speaker(batch->speaker);
     batch->speaker = NULL;
+    batch->speaker_thread = 0;
     batch->thread = 0;
     batch->generation = UINT64_MAX;
     batch->slot = NULL;
@@ -235,7 +236,10 @@ static void let_go(Writer *self)
     self->batch.entry = NULL;
     self->batch.control = NULL;
     if (self->memory.obj) {
-        PyBuffer_Release(&self->memory);
+        /* Letting go may run Python code, which must not find it here again. */
+        Py_buffer memory = self->memory;
+        self->memory.obj = NULL;
+        PyBuffer_Release(&memory);
     }
 }
 

@@ -31,11 +31,12 @@ class Speaker:
     __slots__ = ("id", "name")
 
     def __init__(self) -> None:
-        threading = sys.modules.get("threading")
-        name = ""
-        if threading is not None:
-            # current_thread() would register a dummy for a thread it does not know.
-            known = threading._active.get(threading.get_ident())
-            name = known.name if known is not None else ""
         self.id = _get_native_id()
-        self.name = bounded_text(name if isinstance(name, str) else "", NAME_LIMIT)
+        try:
+            # current_thread() would register a dummy for a thread it does not know.
+            threading = sys.modules["threading"]
+            name = threading._active[threading.get_ident()].name
+            self.name = bounded_text(name, NAME_LIMIT) if isinstance(name, str) else ""
+        except Exception:
+            # A thread that threading does not know, or of a class whose name raises.
+            self.name = ""

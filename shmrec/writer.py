@@ -165,6 +165,8 @@ class Writer(OpenBatch):
             # Who waits for the lock now must find it the same one afterwards.
             self._deferred.clear()
             self._close_batch()
+            # Since a fork, perhaps, the same threads have other kernel ids.
+            self._threads = _local()
             self._place_ring(view, words, entry, ring, slot_size, slots)
             self._guard[0] = 1
 
