@@ -109,7 +109,8 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     self->revive = Py_NewRef(revive);
     self->clock = clock == Py_None ? NULL : Py_NewRef(clock);
     self->batch.guard = make_guard();
-    if (!self->batch.guard) {
+    self->link = make_link(self);
+    if (!self->batch.guard || !self->link) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
@@ -125,6 +126,9 @@ static int writer_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->revive);
     Py_VISIT(self->clock);
+    for (int n = 0; n < self->spares; n++) {
+        Py_VISIT(Py_TYPE(self->spare[n]));
+    }
     return 0;
 }
 
@@ -149,6 +153,10 @@ static void writer_dealloc(PyObject *op)
     }
     PyMem_RawFree(self->batch.spans.open);
     free_names(&self->batch.names);
+    if (self->link) {
+        self->link->writer = NULL;
+        release_link(self->link);
+    }
     while (self->spares) {
         free_span(self->spare[--self->spares]);
     }

@@ -1,9 +1,8 @@
 /* The context manager that `span` returns.
 
-   Runs in producers. It holds packed arguments, never the program's objects: a writer and an exact
-   str are all it refers to. Garbage collection does not know it, which would cost a tenth of it:
-   a program that keeps a span where its writer's `revive` reaches it, in its own recorder say,
-   keeps both for good.
+   Runs in producers. It holds packed arguments, never the program's objects, and an exact str is
+   all that it refers to: nothing that garbage collection, at a tenth of a span's cost, would have
+   to know. It does not keep its writer; the span of a writer that is gone does nothing.
 
    A with statement looks `__enter__` and `__exit__` up and would have a bound method made of each,
    which costs more than recording both events. So the span itself is what it finds: `Method` is a
@@ -47,7 +46,8 @@ static PyObject *make_span(Writer *self, PyObject *name, const uint8_t *args, si
         }
         span->call = span_call;
     }
-    span->writer = (Writer *)Py_NewRef((PyObject *)self);
+    span->link = self->link;
+    span->link->references++;
     span->name = Py_NewRef(name);
     span->id = 0;
     span->args = kept;
@@ -66,38 +66,20 @@ static void free_span(Span *self)
 static void span_dealloc(PyObject *op)
 {
     Span *self = (Span *)op;
-    Writer *writer = self->writer;
+    Link *link = self->link;
+    Writer *writer = link->writer;
 
     Py_DECREF(self->name);
     if (self->args) {
         PyMem_RawFree(self->args);
     }
-    if (likely(writer->spares < SPARE_SPANS)) {
+    if (likely(writer && writer->spares < SPARE_SPANS)) {
         writer->spare[writer->spares++] = self;
     }
     else {
         free_span(self);
     }
-    Py_DECREF(writer);
-}
-
-hot PyObject *span_enter(Span *self)
-{
-    Writer *writer = self->writer;
-    if (unlikely(!bound(writer))) {
-        int ready = revived(writer);
-        if (ready <= 0) {
-            self->id = 0;
-            return ready < 0 ? NULL : Py_NewRef((PyObject *)self);
-        }
-    }
-    uint64_t id;
-    int failed =
-        likely(!self->args)
-            ? begin_span(writer, self->name, NULL, 0, &id, true)
-            : begin_span(writer, self->name, self->args, self->args_size, &id, true);
-    self->id = id;
-    return unlikely(failed) ? NULL : Py_NewRef((PyObject *)self);
+    release_link(link);
 }
 
 /* `{"error": the exception's class}`: the bytes packed, 0 with an exception. */
@@ -120,21 +102,67 @@ cold int end_with_error(Writer *self, uint64_t span, PyObject *kind)
     return size ? end_span(self, span, room, size, false) : -1;
 }
 
-hot PyObject *span_exit(Span *self, PyObject *kind)
+/* Enter or exit where Python code may run, which may drop the writer's last reference. */
+
+cold PyObject *enter_with_care(Span *self)
 {
-    Writer *writer = self->writer;
-    if (unlikely(self->id <= writer->inherited)) {
+    Writer *writer = self->link->writer;
+    self->id = 0;
+    if (!writer) {
+        return Py_NewRef((PyObject *)self);
+    }
+    Py_INCREF(writer);
+    uint64_t id = 0;
+    int ready = bound(writer) ? 1 : revived(writer);
+    if (ready > 0 && begin_span(writer, self->name, self->args, self->args_size, &id, false) < 0) {
+        ready = -1;
+    }
+    self->id = id;
+    Py_DECREF(writer);
+    return ready < 0 ? NULL : Py_NewRef((PyObject *)self);
+}
+
+hot PyObject *span_enter(Span *self)
+{
+    Writer *writer = self->link->writer;
+    if (unlikely(!writer || !bound(writer) || must_prepare(writer, current_thread()->id))) {
+        return enter_with_care(self);
+    }
+    if (likely(!self->args)) {
+        begin_now(writer, self->name, NULL, 0, &self->id, 0);
+    }
+    else {
+        begin_now(writer, self->name, self->args, self->args_size, &self->id, 0);
+    }
+    return Py_NewRef((PyObject *)self);
+}
+
+cold PyObject *exit_with_care(Span *self, PyObject *kind)
+{
+    Writer *writer = self->link->writer;
+    uint64_t span = self->id;
+    if (!writer || span <= writer->inherited) {
         Py_RETURN_NONE;
     }
-    if (unlikely(!bound(writer))) {
-        int ready = revived(writer);
-        if (ready <= 0) {
-            return ready < 0 ? NULL : Py_NewRef(Py_None);
-        }
+    Py_INCREF(writer);
+    int ready = bound(writer) ? 1 : revived(writer);
+    if (ready > 0) {
+        ready = kind == Py_None ? end_span(writer, span, NULL, 0, false)
+                                : end_with_error(writer, span, kind);
     }
-    int failed = likely(kind == Py_None) ? end_span(writer, self->id, NULL, 0, true)
-                                         : end_with_error(writer, self->id, kind);
-    return unlikely(failed) ? NULL : Py_NewRef(Py_None);
+    Py_DECREF(writer);
+    return ready < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+hot PyObject *span_exit(Span *self, PyObject *kind)
+{
+    Writer *writer = self->link->writer;
+    if (unlikely(!writer || !bound(writer) || kind != Py_None || self->id <= writer->inherited ||
+                 must_prepare(writer, current_thread()->id))) {
+        return exit_with_care(self, kind);
+    }
+    end_now(writer, self->id, NULL, 0, 0);
+    Py_RETURN_NONE;
 }
 
 /* Whether it is what `__exit__` is given: a span is no decorator. */

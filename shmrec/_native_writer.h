@@ -35,9 +35,19 @@ typedef struct {
 
 typedef struct Span Span;
 
+typedef struct Writer Writer;
+
+/* What a span knows its writer by, for as long as either is there: no reference, so that no cycle
+   goes through a span, and garbage collection need not know any. */
 typedef struct {
+    Py_ssize_t references;
+    Writer *writer;             /* NULL once it is gone */
+} Link;
+
+struct Writer {
     PyObject_HEAD
     Batch batch;
+    Link *link;
     uint64_t next_span;
     uint64_t inherited;         /* spans up to this one are a parent's, from before a fork */
     State *state;
@@ -46,17 +56,34 @@ typedef struct {
     Py_buffer memory;           /* memory.obj is NULL while there is none */
     Span *spare[SPARE_SPANS];
     int spares;
-} Writer;
+};
 
 struct Span {
     PyObject_HEAD
     vectorcallfunc call;
-    Writer *writer;
+    Link *link;
     PyObject *name;
     uint64_t id;
     uint8_t *args;              /* packed; NULL for none */
     size_t args_size;
 };
+
+hot void release_link(Link *link)
+{
+    if (--link->references == 0) {
+        PyMem_RawFree(link);
+    }
+}
+
+static Link *make_link(Writer *writer)
+{
+    Link *link = PyMem_RawMalloc(sizeof *link);
+    if (link) {
+        link->references = 1;
+        link->writer = writer;
+    }
+    return link;
+}
 
 hot bool bound(const Writer *self)
 {

@@ -51,6 +51,9 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+# Who has a ring keeps it until it detaches: whoever attaches to that recording again finds it,
+# and a span in the middle of which the last name for its recorder goes is recorded whole.
+_attached: set[Recorder] = set()
 
 
 class Recorder:
@@ -212,6 +215,7 @@ class Recorder:
         """Leave the recording in order; what was recorded stays until overwritten."""
         with self._lock:
             segment, self._segment = self._segment, None
+            _attached.discard(self)
             if segment is None:
                 return
             index, self._index = self._index, -1
@@ -249,6 +253,7 @@ class Recorder:
             self._claim(segment)
             self._segment = segment
             self._engine.revive = self._rejoin
+            _attached.add(self)
         _at_exit(self)
 
     def relabel(self, label: str) -> None:

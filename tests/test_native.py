@@ -302,7 +302,9 @@ def wrong_arguments(writer: Any, arena: Arena, it: Things) -> Made:
         lambda: writer.bind(it.text, None, entry=0, ring=0, slot_size=0, slots=0),
         lambda: type(writer)(it.text),
         lambda: type(writer)(nonsense=it.text),
-        lambda: writer.span(it.name).__exit__(),
+        lambda: writer.span(it.name).__exit__(it.text),
+        lambda: writer.span(it.name)(it.text),
+        lambda: writer.span(it.name)(a=it.text),
         lambda: fence_call("membarrier", it.text),
     ]
     refused = [raising(TypeError, call) for call in calls]

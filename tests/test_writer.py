@@ -125,7 +125,8 @@ def test_a_span_goes_wherever_a_context_manager_goes(arena: Arena) -> None:
 
 def test_a_spans_arguments_are_those_of_the_call_that_made_it(arena: Arena) -> None:
     given = [1]
-    span = arena.writer().span("x", given=given)
+    writer = arena.writer()
+    span = writer.span("x", given=given)
     given.append(2)
     with span:
         pass
