@@ -120,6 +120,11 @@ static PyObject *writer_begin(PyObject *op, PyObject *const *args, Py_ssize_t co
     return call(plain_begin, packed_begin, self, self->state->no_span, args, names);
 }
 
+static PyObject *packed_span(Writer *self, PyObject *name, const uint8_t *args, size_t size)
+{
+    return make_span(self, name, args, size);
+}
+
 apart PyObject *plain_span(Writer *self, PyObject *name)
 {
     return make_span(self, name, NULL, 0);
@@ -135,7 +140,7 @@ static PyObject *writer_span(PyObject *op, PyObject *const *args, Py_ssize_t cou
     if (unlikely(count != 1)) {
         return wrong_count("span(name, **args)", count);
     }
-    return call(plain_span, make_span, self, self->state->nowhere, args, names);
+    return call(plain_span, packed_span, self, self->state->nowhere, args, names);
 }
 
 /* A span's number from what `end` was given: 0 is of nobody, UINT64_MAX never was. */

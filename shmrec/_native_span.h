@@ -18,7 +18,7 @@
 
 static PyObject *span_call(PyObject *op, PyObject *const *args, size_t count, PyObject *names);
 
-static PyObject *make_span(Writer *self, PyObject *name, const uint8_t *args, size_t size)
+hot PyObject *make_span(Writer *self, PyObject *name, const uint8_t *args, size_t size)
 {
     uint8_t *kept = NULL;
     Span *span;
