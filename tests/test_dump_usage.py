@@ -27,7 +27,17 @@ def help_of(*args: str) -> str:
 
 
 def test_verbs_are_the_files() -> None:
-    assert VERBS == ["clean", "events", "info", "list", "ps", "recover", "snapshot", "verify"]
+    assert VERBS == [
+        "clean",
+        "doctor",
+        "events",
+        "info",
+        "list",
+        "ps",
+        "recover",
+        "snapshot",
+        "verify",
+    ]
     shown = help_of("--help")
     assert re.findall(r"^  (\w+) ", shown[shown.index("Commands:") :], re.M)[: len(VERBS)] == VERBS
     assert "Examples:" in shown
@@ -41,7 +51,7 @@ def test_help(verb: str) -> None:
     assert f"Usage: shmrec-dump {verb}" in shown
     assert f"  shmrec-dump {verb}" in shown[shown.index("Examples:") :]
     assert max(map(len, shown.splitlines())) <= 100
-    reading = verb in ("list", "ps", "info", "events", "verify")
+    reading = verb in ("doctor", "list", "ps", "info", "events", "verify")
     assert ("--json" in shown[: shown.index("Examples:")]) == reading
 
 

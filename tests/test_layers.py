@@ -44,8 +44,9 @@ THIRD_PARTIES = {
 }
 OTHER_THIRD_PARTIES = ("commands.*", "integrations.*")
 
-# The writer maps its private fork guard; only the segment maps what others share.
-MMAP = {"segment", "writer"}
+# The writer maps its private fork guard, and the doctor looks whether it can; only the segment
+# maps what others share.
+MMAP = {"segment", "writer", "commands.verbs.doctor"}
 SHARED_MEMORY = {"segment"}
 
 TOO_HEAVY_FOR_A_PRODUCER = {
