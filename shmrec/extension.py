@@ -31,9 +31,9 @@ def _load() -> tuple[ModuleType | None, str]:
     return _native, ""
 
 
-EXTENSION: Final[ModuleType | None]
-"""The module, or None."""
-REFUSAL: Final[str]
-"""Why there is no extension, or ""."""
+_loaded = _load()
 
-EXTENSION, REFUSAL = _load()
+EXTENSION: Final = _loaded[0]
+"""The module, or None."""
+REFUSAL: Final = _loaded[1]
+"""Why there is no extension, or ""."""

@@ -798,6 +798,7 @@ def test_a_place_that_is_refused(places: dict[str, int]) -> None:
 def test_memory_that_is_refused() -> None:
     arena = Arena()
     writer = a_writer(arena)
+    memory: Any
     for memory in (None, 7, "text", [1]):
         with pytest.raises(TypeError):
             writer.bind(memory, None, entry=0, ring=0, slot_size=512, slots=1)
@@ -1007,7 +1008,12 @@ def test_a_child_that_c_forked_leaves_the_parents_memory_alone() -> None:
         status = 1
         with contextlib.suppress(BaseException):
             asked: list[bool] = []
-            writer.revive = lambda: bool(asked.append(True))
+
+            def revive() -> bool:
+                asked.append(True)
+                return False
+
+            writer.revive = revive
             writer.instant("the child's")
             writer.counter("the child's", 1)
             with writer.span("the child's"):

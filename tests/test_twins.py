@@ -110,7 +110,7 @@ EDGES = sorted(
         for more in (-1, 0, 1)
     }
 )
-LENGTHS = (0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 255, 256, 257)
+LENGTHS: tuple[int, ...] = (0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 255, 256, 257)
 LENGTHS += (TEXT_LIMIT - 1, TEXT_LIMIT, TEXT_LIMIT + 1)
 LETTERS = ("a", "\x7f", "\x80", "é", "\u07ff", "\u0800", "\ud7ff", "\ue000", "\uffff", "😀")
 
@@ -172,15 +172,19 @@ def test_long_names_of_arguments(length: int, value: Any) -> None:
     both(lambda arena, writer: writer.instant("x", **{"k" * length: value, "é" * length: value}))
 
 
+def an_instant(args: dict[str, Any]) -> Work:
+    return lambda arena, writer: writer.instant("x", **args)
+
+
 def test_arguments_up_to_their_limit_and_beyond() -> None:
     # The texts' sizes add up to something around the limit, one byte more each time.
     for size in range(ARGUMENTS_LIMIT - 560, ARGUMENTS_LIMIT - 500):
         texts = {f"t{n}": "x" * TEXT_LIMIT for n in range(size // (TEXT_LIMIT + 6))}
         rest = {"rest": "y" * (size % (TEXT_LIMIT + 6) % TEXT_LIMIT)}
-        both(lambda arena, writer, args={**texts, **rest}: writer.instant("x", **args))
+        both(an_instant({**texts, **rest}))
     for length in range(400, TEXT_LIMIT + 1):
         args = {f"t{n}": "x" * TEXT_LIMIT for n in range(7)} | {"rest": "y" * length}
-        both(lambda arena, writer, args=args: writer.instant("x", **args))
+        both(an_instant(args))
 
 
 @pytest.mark.parametrize("nodes", [NODES_LIMIT - 1, NODES_LIMIT, NODES_LIMIT + 1])

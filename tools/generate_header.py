@@ -16,6 +16,10 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shmrec.layout import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = ROOT / "shmrec" / "_native_layout.h"
@@ -29,7 +33,7 @@ events = importlib.import_module("shmrec.events")
 layout = importlib.import_module("shmrec.layout")
 
 
-def _struct(table: layout.Table) -> Iterator[str]:
+def _struct(table: Table) -> Iterator[str]:
     """A region as a struct: words are atomic, other fields bytes, gaps are filled."""
     name = f"shmrec_{table.name}"
     yield f"/* {table.name}: {table.size} bytes. */"

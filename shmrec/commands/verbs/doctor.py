@@ -52,7 +52,7 @@ def command(directory: Path, as_json: bool) -> None:
 
     What is wrong is one line each, with what to do about it.
     """
-    found = {
+    found: dict[str, Any] = {
         "shmrec": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "kernel": f"{platform.system()} {platform.release()}",
