@@ -17,9 +17,11 @@ __all__ = ["EXTENSION", "REFUSAL"]
 
 def _load() -> tuple[ModuleType | None, str]:
     try:
-        from shmrec import _native
+        # Not `from shmrec import`, which does not tell a module that is missing from one that
+        # does not load.
+        import shmrec._native as _native
     except ImportError as error:
-        if isinstance(error, ModuleNotFoundError):
+        if isinstance(error, ModuleNotFoundError) and error.name == "shmrec._native":
             return None, "it was not built: install shmrec again where there is a C compiler"
         return None, f"it cannot be loaded: {error}"
     found = getattr(_native, "LAYOUT_ID", None)
