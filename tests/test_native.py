@@ -88,7 +88,8 @@ class Text(str):
 class Things:
     """What calls get: objects of which nobody else holds a reference."""
 
-    def __init__(self) -> None:
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
         self.name = "".join(["na", "me"])
         self.other = "".join(["oth", "er"])
         self.wide = "".join(["ñ", "ame"])
@@ -537,9 +538,9 @@ def test_memory_stays_flat(what: str) -> None:
     calls, make = KINDS[what]
     if SANITIZED:
         calls //= 500
-    it = Things()
-    before = it.references()
     arena = Arena(slots=4, slot_size=1024)
+    it = Things(arena.view)
+    before = it.references()
     writer = a_writer(arena)
     call = make(writer, arena, it)
     repeat(call, min(calls // 4, 50_000))
@@ -558,7 +559,7 @@ def test_memory_stays_flat(what: str) -> None:
         used = now
     else:
         pytest.fail(f"{calls} calls, and more each time: {grown}")
-    del writer, call, arena, make
+    del writer, call, make
     gc.collect()
     assert it.references() == before
 
