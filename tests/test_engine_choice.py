@@ -52,6 +52,8 @@ print([event.name for event in events_in(arena.reader())])
 
 def python(code: str, engine: str | None) -> subprocess.CompletedProcess[str]:
     env = {key: value for key, value in os.environ.items() if key != "SHMREC_ENGINE"}
+    # A source that changes within a second may look unchanged.
+    env["PYTHONDONTWRITEBYTECODE"] = "1"
     if engine is not None:
         env["SHMREC_ENGINE"] = engine
     root = Path(__file__).resolve().parents[1]
