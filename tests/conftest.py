@@ -40,6 +40,8 @@ ONCE = {
     "test_gunicorn_words",
     "test_layers",
     "test_native",
+    "test_native_leaks",
+    "test_native_memory",
     "test_packaging",
     "test_requests",
     "test_segment",
