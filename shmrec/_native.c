@@ -49,16 +49,19 @@ static PyObject *writer_bind(PyObject *op, PyObject *args, PyObject *keywords)
     if (PyObject_GetBuffer(view, &memory, PyBUF_WRITABLE) < 0) {
         return NULL;
     }
-    let_go(self);
+    Py_buffer before = take_ring(self);
     close_batch(&self->batch);
-    if (settle(self, &memory, entry, ring, slot_size, slots) < 0) {
+    int failed = settle(self, &memory, entry, ring, slot_size, slots);
+    if (failed) {
         PyBuffer_Release(&memory);
-        return NULL;
     }
-    self->memory = memory;
-    self->batch.unfenced = !fenced;
-    *self->batch.guard = 1;
-    Py_RETURN_NONE;
+    else {
+        self->memory = memory;
+        self->batch.unfenced = !fenced;
+        *self->batch.guard = 1;
+    }
+    let_go(&before);
+    return failed ? NULL : Py_NewRef(Py_None);
 }
 
 PyDoc_STRVAR(unbind_doc, "unbind($self)\n--\n\n"
@@ -70,7 +73,8 @@ static PyObject *writer_unbind(PyObject *op, PyObject *Py_UNUSED(ignored))
     if (bound(self)) {
         seal(&self->batch, 0);
     }
-    let_go(self);
+    Py_buffer memory = take_ring(self);
+    let_go(&memory);
     Py_RETURN_TRUE;
 }
 
@@ -147,7 +151,8 @@ static void writer_dealloc(PyObject *op)
     PyObject_GC_UnTrack(op);
     writer_clear(op);
     if (self->batch.guard) {
-        let_go(self);
+        Py_buffer memory = take_ring(self);
+        let_go(&memory);
         close_batch(&self->batch);
         munmap((void *)self->batch.guard, (size_t)sysconf(_SC_PAGESIZE));
     }

@@ -254,19 +254,25 @@ static void close_batch(Batch *batch)
     batch->rotation = 0;
 }
 
-static void let_go(Writer *self)
+/* Take the ring away; gives the memory, which is to be let go of when all else is done: that may
+   run Python code. */
+static Py_buffer take_ring(Writer *self)
 {
+    Py_buffer memory = self->memory;
     *self->batch.guard = 0;
     self->batch.generation = UINT64_MAX;
     self->batch.limit = self->batch.position;
     self->batch.slot = NULL;
     self->batch.entry = NULL;
     self->batch.control = NULL;
-    if (self->memory.obj) {
-        /* Letting go may run Python code, which must not find it here again. */
-        Py_buffer memory = self->memory;
-        self->memory.obj = NULL;
-        PyBuffer_Release(&memory);
+    self->memory.obj = NULL;
+    return memory;
+}
+
+static void let_go(Py_buffer *memory)
+{
+    if (memory->obj) {
+        PyBuffer_Release(memory);
     }
 }
 
