@@ -50,7 +50,7 @@ static PyObject *writer_bind(PyObject *op, PyObject *args, PyObject *keywords)
         return NULL;
     }
     Py_buffer before = take_ring(self);
-    close_batch(&self->batch);
+    close_batch(self);
     int failed = settle(self, &memory, entry, ring, slot_size, slots);
     if (failed) {
         PyBuffer_Release(&memory);
@@ -86,7 +86,7 @@ static PyObject *writer_forget(PyObject *op, PyObject *Py_UNUSED(ignored))
     Writer *self = (Writer *)op;
     *self->batch.guard = 0;
     self->inherited = self->next_span;
-    close_batch(&self->batch);
+    close_batch(self);
     Py_RETURN_NONE;
 }
 
@@ -114,11 +114,12 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     self->clock = clock == Py_None ? NULL : Py_NewRef(clock);
     self->batch.guard = make_guard();
     self->link = make_link(self);
+    join_roll(self, state->roll);
     if (!self->batch.guard || !self->link) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
-    close_batch(&self->batch);
+    close_batch(self);
     return (PyObject *)self;
 }
 
@@ -153,11 +154,12 @@ static void writer_dealloc(PyObject *op)
     if (self->batch.guard) {
         Py_buffer memory = take_ring(self);
         let_go(&memory);
-        close_batch(&self->batch);
+        close_batch(self);
         munmap((void *)self->batch.guard, (size_t)sysconf(_SC_PAGESIZE));
     }
     PyMem_RawFree(self->batch.spans.open);
     free_names(&self->batch.names);
+    leave_roll(self);
     if (self->link) {
         self->link->writer = NULL;
         release_link(self->link);
@@ -303,6 +305,12 @@ static int module_exec(PyObject *module)
             return -1;
         }
     }
+    state->roll = PyMem_RawCalloc(1, sizeof *state->roll);
+    if (!state->roll) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    state->roll->references = 1;
     state->no_span = PyLong_FromLong(0);
     state->thread_key = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
     state->writer_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &writer_spec, NULL);
@@ -368,7 +376,9 @@ static int module_clear(PyObject *module)
 
 static void module_free(void *module)
 {
+    State *state = PyModule_GetState(module);
     module_clear(module);
+    release_roll(state->roll);
 }
 
 static PyModuleDef_Slot module_slots[] = {

@@ -9,9 +9,16 @@
 
 #include <sys/types.h>
 
+/* The writers of an interpreter; lives as long as the module or a thread's Speaker. */
+typedef struct {
+    Py_ssize_t references;
+    struct Writer *first;
+} Roll;
+
 /* A thread as the writer knows it; lives as long as the thread or an open span needs it. */
 typedef struct {
     Py_ssize_t references;
+    Roll *roll;
     uint64_t thread;    /* its thread state's id, which no other thread of the interpreter gets */
     uint64_t id;        /* the kernel's */
     pid_t process;
@@ -19,10 +26,18 @@ typedef struct {
     Py_hash_t hash;
 } Speaker;
 
+static void release_roll(Roll *roll)
+{
+    if (roll && --roll->references == 0) {
+        PyMem_RawFree(roll);
+    }
+}
+
 hot void release_speaker(Speaker *speaker)
 {
     if (speaker && --speaker->references == 0) {
         Py_DECREF(speaker->name);
+        release_roll(speaker->roll);
         PyMem_RawFree(speaker);
     }
 }

@@ -35,10 +35,10 @@ hot Event event_of(const Heads heads, PyObject *name, const uint8_t *tail, size_
    says that there is a ring: no Python code has run since that was seen. All give 0, or -1 with
    an exception. */
 
-cold int record_prepared(Writer *self, const Event *event, uint64_t thread)
+cold int record_prepared(Writer *self, const Event *event)
 {
     uint64_t now = 0;
-    if (prepare(self, thread, &now) < 0) {
+    if (prepare(self, &now) < 0) {
         return -1;
     }
     if (bound(self)) {
@@ -50,10 +50,9 @@ cold int record_prepared(Writer *self, const Event *event, uint64_t thread)
 /* Record an event that is no part of a span. */
 hot int record(Writer *self, const Event *event, bool sure)
 {
-    uint64_t thread = current_thread()->id;
-    if (unlikely(must_prepare(self, thread))) {
+    if (unlikely(must_prepare(self))) {
         Event given = *event;
-        return record_prepared(self, &given, thread);
+        return record_prepared(self, &given);
     }
     if (sure || likely(bound(self))) {
         add(&self->batch, event, 0);
@@ -109,10 +108,10 @@ hot void begin_now(Writer *self, PyObject *name, const uint8_t *args, size_t siz
 }
 
 cold int begin_prepared(Writer *self, PyObject *name, const uint8_t *args, size_t size,
-                        uint64_t *id, uint64_t thread)
+                        uint64_t *id)
 {
     uint64_t now = 0;
-    if (prepare(self, thread, &now) < 0) {
+    if (prepare(self, &now) < 0) {
         return -1;
     }
     if (bound(self)) {
@@ -125,10 +124,9 @@ cold int begin_prepared(Writer *self, PyObject *name, const uint8_t *args, size_
 hot int begin_span(Writer *self, PyObject *name, const uint8_t *args, size_t size, uint64_t *id,
                    bool sure)
 {
-    uint64_t thread = current_thread()->id;
     *id = 0;
-    if (unlikely(must_prepare(self, thread))) {
-        return begin_prepared(self, name, args, size, id, thread);
+    if (unlikely(must_prepare(self))) {
+        return begin_prepared(self, name, args, size, id);
     }
     if (sure || likely(bound(self))) {
         begin_now(self, name, args, size, id, 0);
@@ -153,12 +151,11 @@ hot void end_now(Writer *self, uint64_t span, const uint8_t *args, size_t size, 
     }
 }
 
-cold int end_prepared(Writer *self, uint64_t span, const uint8_t *args, size_t size,
-                      uint64_t thread)
+cold int end_prepared(Writer *self, uint64_t span, const uint8_t *args, size_t size)
 {
     uint64_t now = 0;
     /* What is not open takes no time, nor a test's. */
-    if (bound(self) && find_open(&self->batch.spans, span) && prepare(self, thread, &now) < 0) {
+    if (bound(self) && find_open(&self->batch.spans, span) && prepare(self, &now) < 0) {
         return -1;
     }
     if (bound(self)) {
@@ -170,9 +167,8 @@ cold int end_prepared(Writer *self, uint64_t span, const uint8_t *args, size_t s
 /* End a span. */
 hot int end_span(Writer *self, uint64_t span, const uint8_t *args, size_t size, bool sure)
 {
-    uint64_t thread = current_thread()->id;
-    if (unlikely(must_prepare(self, thread))) {
-        return end_prepared(self, span, args, size, thread);
+    if (unlikely(must_prepare(self))) {
+        return end_prepared(self, span, args, size);
     }
     if (sure || likely(bound(self))) {
         end_now(self, span, args, size, 0);

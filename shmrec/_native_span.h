@@ -125,7 +125,7 @@ cold PyObject *enter_with_care(Span *self)
 hot PyObject *span_enter(Span *self)
 {
     Writer *writer = self->link->writer;
-    if (unlikely(!writer || !bound(writer) || must_prepare(writer, current_thread()->id))) {
+    if (unlikely(!writer || !bound(writer) || must_prepare(writer))) {
         return enter_with_care(self);
     }
     if (likely(!self->args)) {
@@ -158,7 +158,7 @@ hot PyObject *span_exit(Span *self, PyObject *kind)
 {
     Writer *writer = self->link->writer;
     if (unlikely(!writer || !bound(writer) || kind != Py_None || self->id <= writer->inherited ||
-                 must_prepare(writer, current_thread()->id))) {
+                 must_prepare(writer))) {
         return exit_with_care(self, kind);
     }
     end_now(writer, self->id, NULL, 0, 0);

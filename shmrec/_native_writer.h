@@ -31,6 +31,7 @@ typedef struct {
     PyObject *packed_value;
     PyObject *error_name;
     PyObject *losses[SHMREC_LOSS_COUNT];
+    Roll *roll;
 } State;
 
 typedef struct Span Span;
@@ -47,7 +48,11 @@ typedef struct {
 struct Writer {
     PyObject_HEAD
     Batch batch;
+    uintptr_t seat;             /* of the thread that `batch.speaker` is; 0 for none: see `here` */
     Link *link;
+    Roll *roll;
+    Writer *next;               /* on the roll */
+    Writer *previous;
     uint64_t next_span;
     uint64_t inherited;         /* spans up to this one are a parent's, from before a fork */
     State *state;
@@ -239,8 +244,10 @@ hot size_t pack_number(Writer *self, uint8_t *room, PyObject *value)
 /* The ring. */
 
 /* Forget the batch: the next event opens one, with nothing known and nothing open. */
-static void close_batch(Batch *batch)
+static void close_batch(Writer *self)
 {
+    Batch *batch = &self->batch;
+    self->seat = 0;
     forget_open(&batch->spans);
     forget_names(&batch->names);
     release_speaker(batch->speaker);

@@ -235,3 +235,15 @@ def test_the_fences_of_the_package_are_the_extensions() -> None:
     assert EXTENSION is not None
     assert fence.acquire is EXTENSION.acquire
     assert fence.release is EXTENSION.release
+
+
+def test_threads_that_follow_each_other_speak_for_themselves() -> None:
+    # A thread that ends leaves its place in memory to the next one.
+    arena = Arena(slots=64, slot_size=1024)
+    writer = a_writer(arena)
+    for n in range(100):
+        thread = threading.Thread(target=writer.instant, args=("x",), name=f"t{n}")
+        thread.start()
+        thread.join()
+    found = events_in(arena.reader())
+    assert [event.thread_name for event in found] == [f"t{n}" for n in range(100)]
