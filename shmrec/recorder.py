@@ -29,7 +29,7 @@ from typing import Any, Final, ParamSpec, TypeVar, overload
 
 from shmrec import _engine, events, requests
 from shmrec.claim import claim, set_label
-from shmrec.errors import LockedError, NoSuchRecordingError, ShmrecError
+from shmrec.errors import EngineError, LockedError, NoSuchRecordingError, ShmrecError
 from shmrec.layout import ENTRY, EntryState, SegmentState, Verb
 from shmrec.segment import LOCK_SECONDS, Segment, open_segment
 from shmrec.values import bounded_text
@@ -37,6 +37,8 @@ from shmrec.wakeup import open_wakeup, wake
 
 __all__ = ["ENVIRONMENT", "Recorder", "attach", "default"]
 
+NO_ENGINE: Final = "none"
+"""The name of the engine that was asked for and cannot serve."""
 ENVIRONMENT: Final = "SHMREC_RECORDING"
 ENVIRONMENT_PATH: Final = "SHMREC_PATH"
 SNAPSHOT_SECONDS: Final = 30.0
@@ -75,7 +77,14 @@ class Recorder:
     """``counter(name, value)``: a value at this time."""
 
     def __init__(self) -> None:
-        self.engine, writer = _engine.choose()
+        self._refused: EngineError | None = None
+        try:
+            self.engine, writer = _engine.choose()
+        except EngineError as error:
+            # Told to whoever attaches. Importing must not fail: the tools, `doctor` among them,
+            # record nothing.
+            self._refused = error
+            self.engine, writer = NO_ENGINE, _engine.choose("python")[1]
         self._engine = writer()
         self._segment: Segment | None = None
         self._wakeup: Any = None
@@ -244,9 +253,12 @@ class Recorder:
     def join(self, segment: Segment, label: str) -> None:
         """Take a ring of `segment`, which this recorder then owns.
 
-        Raises `RingsTakenError`, `SpaceError`, or `NoSuchRecordingError` if it was closed.
+        Raises `RingsTakenError`, `SpaceError`, `NoSuchRecordingError` if it was closed, or
+        `EngineError` if the engine that was asked for cannot serve.
         """
         with self._lock:
+            if self._refused is not None:
+                raise self._refused
             self.detach()
             self._label = label
             self._wakeup = open_wakeup(segment)
@@ -357,7 +369,8 @@ def attach(name: str | None = None, *, label: str = "", required: bool = False) 
 
     If the process cannot join (no such recording, all rings taken, no memory, wrong owner,
     another layout): with `required` raises that `ShmrecError`; otherwise warns once, and the
-    recorder returned records nothing.
+    recorder returned records nothing. Raises `EngineError`, required or not, if ``SHMREC_ENGINE``
+    asks for an engine that cannot serve.
     """
     exported = os.environ.get(ENVIRONMENT, "")
     wanted = exported if name is None else name
@@ -372,6 +385,8 @@ def attach(name: str | None = None, *, label: str = "", required: bool = False) 
                 return known
     recorder = default if default._segment is None else Recorder()
     try:
+        if recorder._refused is not None:
+            raise recorder._refused
         if not wanted:
             raise NoSuchRecordingError(
                 f"no recording was named: pass its name, or set {ENVIRONMENT}"
@@ -383,7 +398,8 @@ def attach(name: str | None = None, *, label: str = "", required: bool = False) 
             segment.close()
             raise
     except (ShmrecError, OSError) as error:
-        if required:
+        # An engine is asked for by somebody who means it.
+        if required or isinstance(error, EngineError):
             raise
         warnings.warn(f"shmrec: not recording: {error}", RuntimeWarning, stacklevel=2)
     return recorder

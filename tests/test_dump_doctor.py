@@ -230,3 +230,25 @@ def test_a_directory_that_is_none(tmp_path: Path) -> None:
     hanging.symlink_to(tmp_path / "nowhere")
     (problem,) = problems("--dir", hanging)
     assert problem.startswith(f"{hanging} is not a directory")
+
+
+@pytest.mark.parametrize("asked", ["nonsense", "native"])
+def test_an_engine_that_was_asked_for_and_cannot_serve_is_a_problem(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHMREC_ENGINE", asked)
+    monkeypatch.setattr(recorder.default, "engine", recorder.NO_ENGINE)
+    monkeypatch.setattr(_engine, "refusal", lambda name: "it was not built" * (name == "native"))
+    assert problems() == [f"SHMREC_ENGINE={asked} asks for an engine that cannot serve: unset it"]
+
+
+def test_the_tools_work_whatever_engine_is_asked_for(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*DUMP, "doctor", "--dir", str(tmp_path)],
+        env=environment({"SHMREC_ENGINE": "nonsense"}),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert re.search(r"^engine +none, as SHMREC_ENGINE=nonsense asks$", done.stdout, re.M)

@@ -21,6 +21,16 @@ native = pytest.mark.skipif(
 
 SHOW = "import shmrec; from shmrec import _engine; print(shmrec.engine, _engine.refusal('native'))"
 
+ATTACH = """
+import warnings
+
+import shmrec
+
+warnings.simplefilter("error")
+shmrec.instant("nothing")
+shmrec.attach("nothing")
+"""
+
 MISSING = """
 import sys
 
@@ -69,7 +79,9 @@ def shown(code: str, engine: str | None) -> str:
 
 
 def refused(code: str, engine: str) -> str:
-    done = python(code, engine)
+    """Importing succeeds, attaching does not."""
+    assert shown(code, engine).startswith("none ") or not _engine.refusal("native")
+    done = python(code.replace(SHOW, ATTACH), engine)
     assert done.returncode == 1
     assert done.stdout == ""
     last = done.stderr.splitlines()[-1]

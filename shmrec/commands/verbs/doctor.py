@@ -85,6 +85,8 @@ def _libc() -> str | None:
 def _engines() -> dict[str, Any]:
     serves, asked = recorder.default.engine, os.environ.get("SHMREC_ENGINE") or None
     unasked = "SHMREC_ENGINE asks for the other" if asked else "it can serve as well, more slowly"
+    if serves == recorder.NO_ENGINE:
+        unasked = "SHMREC_ENGINE asks for another"
     others = {name: _engine.refusal(name) or unasked for name in _engine.NAMES if name != serves}
     return {"name": serves, "asked": asked, "others": others}
 
@@ -172,6 +174,9 @@ def _directory(directory: Path) -> dict[str, Any]:
 def _problems(found: dict[str, Any]) -> Iterator[str]:
     if not found["kernel"].startswith("Linux"):
         yield "only Linux is supported: record there"
+    if found["engine"]["name"] == recorder.NO_ENGINE:
+        asked = safe(found["engine"]["asked"])
+        yield f"SHMREC_ENGINE={asked} asks for an engine that cannot serve: unset it"
     if found["engine"]["name"] == "python" and found["machine"] not in _STRONGLY_ORDERED:
         yield (
             f"the python engine may not be relied on with a {found['machine']} processor: "
