@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import itertools
 import mmap
+import os
 import random
 import sys
 import threading
@@ -81,6 +82,7 @@ class Things:
 Made = Callable[[], object]
 KINDS: dict[str, tuple[int, Callable[[Any, Arena, Things], Made]]] = {}
 MILLION, SLOW, SLOWEST = 1_000_000, 100_000, 20_000
+"""Calls of a kind. ``SHMREC_CALLS`` says another number, for all: a million takes minutes."""
 
 
 def kind(calls: int = MILLION) -> Callable[[Callable[..., Made]], None]:
@@ -504,6 +506,7 @@ def repeat(call: Made, times: int) -> None:
 @pytest.mark.parametrize("what", KINDS)
 def test_memory_stays_flat(what: str) -> None:
     calls, make = KINDS[what]
+    calls = int(os.environ.get("SHMREC_CALLS", calls))
     if SANITIZED:
         calls //= 500
     arena = Arena(slots=4, slot_size=1024)

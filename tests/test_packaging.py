@@ -49,6 +49,12 @@ def run(*command: object, cwd: Path, env: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
+def test_a_change_of_any_header_builds_the_extension_again() -> None:
+    (extension,) = PROJECT["tool"]["setuptools"]["ext-modules"]
+    headers = {str(path.relative_to(ROOT)) for path in (ROOT / "shmrec").glob("_native*.h")}
+    assert set(extension["depends"]) == headers
+
+
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clean copy of what is released, in which nothing has been built."""
