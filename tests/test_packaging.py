@@ -141,7 +141,11 @@ def test_an_install_without_a_compiler_records_with_the_python_engine(
         assert f"not native          {refusal}" in done.stdout.splitlines()
     wanted = environment({"SHMREC_ENGINE": "native"})
     failed = subprocess.run(
-        [python, "-c", SHOW], capture_output=True, text=True, env=wanted, cwd=tmp_path
+        [python, "-c", "import shmrec; shmrec.attach('none')"],
+        capture_output=True,
+        text=True,
+        env=wanted,
+        cwd=tmp_path,
     )
     assert failed.returncode == 1
     assert f"the native engine cannot serve: {refusal}" in failed.stderr
