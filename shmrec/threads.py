@@ -5,6 +5,7 @@ Runs in producers, both engines alike, when a thread records for the first time.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -39,4 +40,4 @@ class Speaker:
             self.name = bounded_text(name, NAME_LIMIT) if isinstance(name, str) else ""
         except Exception:
             # A thread that threading does not know, or of a class whose name raises.
-            self.name = ""
+            self.name = "MainThread" if self.id == os.getpid() else ""

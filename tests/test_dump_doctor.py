@@ -239,7 +239,8 @@ def test_an_engine_that_was_asked_for_and_cannot_serve_is_a_problem(
     monkeypatch.setenv("SHMREC_ENGINE", asked)
     monkeypatch.setattr(recorder.default, "engine", recorder.NO_ENGINE)
     monkeypatch.setattr(_engine, "refusal", lambda name: "it was not built" * (name == "native"))
-    assert problems() == [f"SHMREC_ENGINE={asked} asks for an engine that cannot serve: unset it"]
+    why = "it was not built" if asked == "native" else "there is no such engine"
+    assert problems() == [f"SHMREC_ENGINE={asked}: {why}; unset it, or choose native or python"]
 
 
 def test_the_tools_work_whatever_engine_is_asked_for(tmp_path: Path) -> None:
@@ -251,4 +252,4 @@ def test_the_tools_work_whatever_engine_is_asked_for(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr == ""
-    assert re.search(r"^engine +none, as SHMREC_ENGINE=nonsense asks$", done.stdout, re.M)
+    assert re.search(r"^engine +none: SHMREC_ENGINE=nonsense asks for", done.stdout, re.M)

@@ -7,6 +7,7 @@ can be relied on. It says what was recorded and how it is known, and guesses not
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from typing import Final
@@ -121,9 +122,9 @@ def _death(screen: Screen, snapshot: Snapshot, producer: Producer) -> None:
         screen.line((f"{shown:>{wide}}  ", "dim"), *event_parts(event, _ARGUMENTS), indent=4)
     if producer.recorded > len(last):
         before = counted(producer.recorded - len(last), "event")
-        screen.line(
-            (f"{before} before these: `shmrec-dump events --pid {producer.pid}`", "dim"), indent=4
-        )
+        # With the file's name: the newest snapshot may be another one by the time that it is read.
+        command = f"shmrec-dump events {shlex.quote(safe(snapshot.path))} --pid {producer.pid}"
+        screen.line((f"{before} before these: `{command}`", "dim"), indent=4)
 
 
 def _quiet(producer: Producer) -> str:

@@ -175,8 +175,10 @@ def _problems(found: dict[str, Any]) -> Iterator[str]:
     if not found["kernel"].startswith("Linux"):
         yield "only Linux is supported: record there"
     if found["engine"]["name"] == recorder.NO_ENGINE:
-        asked = safe(found["engine"]["asked"])
-        yield f"SHMREC_ENGINE={asked} asks for an engine that cannot serve: unset it"
+        asked = found["engine"]["asked"]
+        why = _engine.refusal(asked) if asked in _engine.NAMES else "there is no such engine"
+        names = " or ".join(_engine.NAMES)
+        yield f"SHMREC_ENGINE={safe(asked)}: {why}; unset it, or choose {names}"
     if found["engine"]["name"] == "python" and found["machine"] not in _STRONGLY_ORDERED:
         yield (
             f"the python engine may not be relied on with a {found['machine']} processor: "
@@ -205,6 +207,8 @@ def _print(found: dict[str, Any]) -> None:
         screen.line((label.ljust(_LABEL_WIDTH), "dim"), *parts, hang=_LABEL_WIDTH)
 
     asked = f", as SHMREC_ENGINE={safe(engine['asked'])} asks" if engine["asked"] else ""
+    if engine["name"] == recorder.NO_ENGINE:
+        asked = f": SHMREC_ENGINE={safe(engine['asked'])} asks for what cannot serve"
     row("engine", (engine["name"], "good" if engine["name"] == "native" else "warn"), asked)
     for name, why in engine["others"].items():
         row(f"not {name}", safe(why))
