@@ -56,8 +56,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench",
         description="Measure what shmrec costs, as ratios to floors of the same run.",
-        epilog="A floor is what cannot be done without: no-op, clock and copy are calls of C that do "
-        "nothing, ask for the time, and copy an event besides; pack is msgpack's. A target is "
+        epilog="A floor is what cannot be done without: no-op, clock and copy are calls of C that "
+        "do nothing, ask for the time, and copy an event besides; pack is msgpack's. A target is "
         "promised, a prize is more than that. "
         "Exit status: 0; 1 with --check if a target was missed.",
     )
