@@ -22,7 +22,8 @@
      section. Python code may have taken the ring away: the guard is looked at once more.
    - The critical section is `add` in `_native_batch.h`. The GIL makes it whole: no lock, and no
      record inside a record, so that nothing is ever counted "reentrant" or "interrupted" here.
-   - Nothing is global: types and the thread's key are in the module's state. */
+   - Nothing that interpreters could get in each other's way by is global: types and the thread's key
+     are in the module's state; threads are numbered for all of them. */
 #include "_native_calls.h"
 
 #include <sys/syscall.h>
@@ -150,6 +151,12 @@ static void writer_dealloc(PyObject *op)
     Writer *self = (Writer *)op;
     PyTypeObject *type = Py_TYPE(op);
     PyObject_GC_UnTrack(op);
+    /* First: what follows may run Python code, which still has spans of this writer. */
+    if (self->link) {
+        self->link->writer = NULL;
+        release_link(self->link);
+    }
+    leave_roll(self);
     writer_clear(op);
     if (self->batch.guard) {
         Py_buffer memory = take_ring(self);
@@ -159,11 +166,6 @@ static void writer_dealloc(PyObject *op)
     }
     PyMem_RawFree(self->batch.spans.open);
     free_names(&self->batch.names);
-    leave_roll(self);
-    if (self->link) {
-        self->link->writer = NULL;
-        release_link(self->link);
-    }
     while (self->spares) {
         free_span(self->spare[--self->spares]);
     }

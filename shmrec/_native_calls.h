@@ -188,7 +188,11 @@ cold PyObject *odd_end(Writer *self, PyObject *const *args, PyObject *names)
     if (ready <= 0) {
         return ready < 0 ? NULL : Py_NewRef(Py_None);
     }
-    return has_keywords(names) ? packed_end(self, span, args + 1, names) : plain_end(self, span);
+    if (has_keywords(names)) {
+        return packed_end(self, span, args + 1, names);
+    }
+    /* Python code may have run since there was a ring. */
+    return end_span(self, span, NULL, 0, false) == 0 ? Py_NewRef(Py_None) : NULL;
 }
 
 PyDoc_STRVAR(end_doc, "end($self, span, /, **args)\n--\n\n"

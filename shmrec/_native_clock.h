@@ -148,7 +148,7 @@ static void measure(Clock *clock, uint64_t ticks, uint64_t ns)
             return;
         }
     }
-    if (since >= BASE_NS_MOST) {
+    if (since >= BASE_NS_MOST && clock->middle_ns != clock->anchor_ns) {
         /* Half of the base stays, so that a rate is never measured over little. */
         clock->anchor_ticks = clock->middle_ticks;
         clock->anchor_ns = clock->middle_ns;
@@ -196,8 +196,9 @@ cold uint64_t ask_kernel(Clock *clock)
 /* The time in nanoseconds; not before `last`. */
 hot uint64_t clock_ns(Clock *clock, uint64_t last)
 {
-    uint64_t ticks = ticks_now() - clock->base_ticks, ns;
-    if (likely(ticks < clock->window)) {
+    uint64_t window = clock->window, ticks, ns;
+    /* Without a window the counter may not be one that can be read. */
+    if (likely(window && (ticks = ticks_now() - clock->base_ticks) < window)) {
         ns = clock->base_ns + (ticks * clock->rate >> RATE_SHIFT);
     }
     else {

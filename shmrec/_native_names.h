@@ -34,7 +34,7 @@ static bool make_names(Names *names, size_t slot_size)
     while (count < 2 * most) {
         count *= 2;
     }
-    if (names->rows && count == names->mask + 1) {
+    if (names->rows && most == names->most) {
         return true;
     }
     Known *rows = PyMem_RawCalloc(count, sizeof *rows);

@@ -16,6 +16,7 @@
 #endif
 
 #define SPARE_SPANS 16
+#define NO_SEAT UINTPTR_MAX
 
 typedef struct {
     PyTypeObject *writer_type;
@@ -48,7 +49,7 @@ typedef struct {
 struct Writer {
     PyObject_HEAD
     Batch batch;
-    uintptr_t seat;             /* of the thread that `batch.speaker` is; 0 for none: see `here` */
+    uintptr_t seat;             /* `here` of the thread that `batch.speaker` is, or NO_SEAT */
     Link *link;
     Roll *roll;
     Writer *next;               /* on the roll */
@@ -247,7 +248,7 @@ hot size_t pack_number(Writer *self, uint8_t *room, PyObject *value)
 static void close_batch(Writer *self)
 {
     Batch *batch = &self->batch;
-    self->seat = 0;
+    self->seat = NO_SEAT;
     forget_open(&batch->spans);
     forget_names(&batch->names);
     release_speaker(batch->speaker);

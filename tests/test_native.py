@@ -7,8 +7,10 @@ sanitizers, by `tools/sanitize`.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import gc
 import importlib.util
+import itertools
 import mmap
 import os
 import subprocess
@@ -24,7 +26,7 @@ import pytest
 from shmrec import _engine, fence
 from shmrec.extension import EXTENSION
 
-from .arena import Arena, events_in
+from .arena import Arena, batches, events_in
 from .native import a_writer, rebind
 
 if EXTENSION is None:
@@ -247,3 +249,91 @@ def test_threads_that_follow_each_other_speak_for_themselves() -> None:
         thread.join()
     found = events_in(arena.reader())
     assert [event.thread_name for event in found] == [f"t{n}" for n in range(100)]
+
+
+@pytest.mark.parametrize("kept_in", ["a context variable", "a thread's local"])
+def test_a_thread_that_records_as_it_goes_leaves_its_name_to_nobody(kept_in: str) -> None:
+    arena = Arena(slots=8, slot_size=4096)
+    writer = a_writer(arena)
+    variable: contextvars.ContextVar[object] = contextvars.ContextVar("variable")
+    local = threading.local()
+
+    class Late:
+        def __del__(self) -> None:
+            writer.instant("late")
+
+    def first() -> None:
+        if kept_in == "a context variable":
+            variable.set(Late())
+        else:
+            local.kept = Late()
+
+    # The dying thread's events make a Speaker that nothing takes away any more.
+    for name, work in (("first", first), ("second", lambda: writer.instant("second"))):
+        thread = threading.Thread(target=work, name=name)
+        thread.start()
+        thread.join()
+    events = {event.name: event.thread_name for event in events_in(arena.reader())}
+    assert events["second"] == "second"
+    assert "late" in events
+
+
+def test_ending_a_span_for_which_no_ring_was_revived() -> None:
+    arena = Arena()
+    writer = a_writer(arena)
+    span = writer.begin("open")
+    writer.unbind()
+    # What it says of a ring is not true: another thread may have detached meanwhile.
+    writer.revive = lambda: True
+    for number in (span, 99):
+        writer.end(number)
+        writer.end(number, n=1)
+    writer.instant("nowhere")
+    writer.counter("nowhere", 1)
+    with writer.span("nowhere"):
+        pass
+    assert writer.begin("nowhere") == 0
+    assert [event.name for event in events_in(arena.reader())] == ["open"]
+
+
+def test_a_span_of_a_writer_that_is_going_does_nothing() -> None:
+    arena = Arena()
+    spans: list[Any] = []
+    used: list[int] = []
+
+    class Revival:
+        def __call__(self) -> bool:
+            return False
+
+        def __del__(self) -> None:
+            for span in spans:
+                with span:
+                    used.append(span.id)
+
+    writer = a_writer(arena, revive=Revival())
+    spans += [writer.span("before"), writer.span("inside")]
+    spans[1].__enter__()
+    del writer
+    gc.collect()
+    assert used == [0, 0]
+    for span in spans:
+        with span:
+            assert span.id == 0
+    assert [event.kind for event in events_in(arena.reader())] == ["begin"]
+
+
+def test_a_ring_of_larger_slots_has_room_for_more_names() -> None:
+    def filled(writer: Any, arena: Arena) -> list[int]:
+        rebind(writer, arena)
+        for n in range(300):
+            writer.instant(f"{n}")
+        return [batch.head.count for batch in batches(arena.reader())]
+
+    small, large = Arena(slots=8, slot_size=520), Arena(slots=8, slot_size=1024)
+    fresh = Arena(slots=8, slot_size=1024)
+    # Times take their bytes too.
+    writer, another = (
+        a_writer(arena, clock=itertools.count(1000, 1000).__next__) for arena in (small, fresh)
+    )
+    filled(writer, small)
+    assert filled(writer, large) == filled(another, fresh)
