@@ -113,7 +113,7 @@ assert events[-1].span == 3000 and events[-2].args == {{"value": [2999]}}, event
 """
 
 INTERPRETERS = """
-import sys
+import sys, threading
 try:
     import _interpreters
     make = lambda: _interpreters.create("isolated")
@@ -121,19 +121,28 @@ except ImportError:
     import _xxsubinterpreters as _interpreters
     make = lambda: _interpreters.create(isolated=True)
 
-# One at a time: CPython 3.12 and 3.13 themselves crash now and then where isolated interpreters
-# run or end at the same time (python/cpython#116510, #136423).
 code = sys.argv[1]
-interpreters = [make() for _ in range(3)]
 failures = []
-for _ in range(2):
-    for interpreter in interpreters:
+
+def run():
+    interpreter = make()
+    try:
         failures.append(_interpreters.run_string(interpreter, code))
-        exec(code, {})
-for interpreter in interpreters:
+    except BaseException as error:
+        failures.append(error)
     _interpreters.destroy(interpreter)
+
+# The main interpreter first: msgpack's extension refuses the others, and crashes whoever imports
+# it after it has refused one.
 exec(code, {})
-assert failures == [None] * 6, failures
+for _ in range(2):
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    exec(code, {})
+    for thread in threads:
+        thread.join()
+assert failures == [None] * 4, failures
 print("done")
 """
 
