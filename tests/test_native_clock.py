@@ -9,9 +9,9 @@ import time
 import pytest
 
 from shmrec import _engine
-from shmrec._engine import Engine
 
 from .arena import Arena, events_in
+from .native import a_writer, rebind
 
 pytestmark = pytest.mark.skipif(
     bool(_engine.refusal("native")), reason=f"no native engine: {_engine.refusal('native')}"
@@ -26,20 +26,6 @@ def arena() -> Arena:
     return Arena(slots=4096, slot_size=16 * 1024)
 
 
-def writer_of(arena: Arena) -> Engine:
-    """A writer with a real clock."""
-    writer = _engine.choose("native")[1]()
-    writer.bind(
-        arena.view,
-        arena.words,
-        entry=arena.entry,
-        ring=arena.geometry.ring(0),
-        slot_size=arena.geometry.slot_size,
-        slots=arena.geometry.slots,
-    )
-    return writer
-
-
 def check(arena: Arena, bracketed: dict[int, tuple[int, int]]) -> None:
     """Every event was recorded between the two times that were read around it."""
     found = [event for event in events_in(arena.reader()) if event.name == "timed"]
@@ -52,7 +38,7 @@ def check(arena: Arena, bracketed: dict[int, tuple[int, int]]) -> None:
 
 
 def test_times_are_those_of_the_monotonic_clock_in_bursts_and_after_pauses(arena: Arena) -> None:
-    writer = writer_of(arena)
+    writer = a_writer(arena)
     bracketed: dict[int, tuple[int, int]] = {}
     end = time.monotonic_ns() + 300_000_000
     n = 0
@@ -68,7 +54,7 @@ def test_times_are_those_of_the_monotonic_clock_in_bursts_and_after_pauses(arena
 
 
 def test_threads_share_a_clock_that_never_goes_back(arena: Arena) -> None:
-    writer = writer_of(arena)
+    writer = a_writer(arena)
 
     def work() -> None:
         for n in range(20_000):
@@ -85,7 +71,7 @@ def test_threads_share_a_clock_that_never_goes_back(arena: Arena) -> None:
 
 
 def test_durations_are_the_differences_of_times(arena: Arena) -> None:
-    writer = writer_of(arena)
+    writer = a_writer(arena)
     for _ in range(1000):
         with writer.span("timed"):
             pass
@@ -95,7 +81,7 @@ def test_durations_are_the_differences_of_times(arena: Arena) -> None:
 
 
 def test_a_forked_child_goes_on_with_the_right_time(arena: Arena) -> None:
-    writer = writer_of(arena)
+    writer = a_writer(arena)
     for _ in range(50_000):
         writer.instant("warm")
     pid = os.fork()
@@ -105,14 +91,7 @@ def test_a_forked_child_goes_on_with_the_right_time(arena: Arena) -> None:
             writer.forget()
             own = Arena(slots=64, slot_size=16 * 1024)
             bracketed = {}
-            writer.bind(
-                own.view,
-                own.words,
-                entry=own.entry,
-                ring=own.geometry.ring(0),
-                slot_size=own.geometry.slot_size,
-                slots=own.geometry.slots,
-            )
+            rebind(writer, own)
             for n in range(1000):
                 before = time.monotonic_ns()
                 writer.instant("timed", n=n)

@@ -32,6 +32,7 @@ from shmrec.events import (
 from shmrec.layout import ENTRY, SIZE_MASK, SLOT
 
 from .arena import Arena
+from .native import rebind
 
 pytestmark = pytest.mark.skipif(
     bool(_engine.refusal("native")), reason=f"no native engine: {_engine.refusal('native')}"
@@ -332,15 +333,7 @@ def test_a_recording_that_is_closed_counts_what_comes_after() -> None:
 def test_detaching_forgetting_and_binding_again() -> None:
     def work(arena: Arena, writer: Engine) -> None:
         def bind() -> None:
-            writer.bind(
-                arena.view,
-                arena.words,
-                entry=arena.entry,
-                ring=arena.geometry.ring(0),
-                slot_size=arena.geometry.slot_size,
-                slots=arena.geometry.slots,
-                fenced=False,
-            )
+            rebind(writer, arena, fenced=False)
 
         span = writer.begin("open")
         assert writer.unbind()
