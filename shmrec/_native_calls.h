@@ -21,6 +21,12 @@ hot bool odd_name(PyObject *name)
     return !PyUnicode_CheckExact(name) || !text_ready(name);
 }
 
+/* A new reference to the name as an exact str. */
+hot PyObject *exact_name(Writer *self, PyObject *name)
+{
+    return unlikely(odd_name(name)) ? text_of(self, name) : Py_NewRef(name);
+}
+
 hot bool has_keywords(PyObject *names)
 {
     return names && PyTuple_GET_SIZE(names) > 0;
@@ -33,7 +39,7 @@ cold PyObject *call_packed(Packed *packed, Writer *self, PyObject *const *args, 
 {
     uint8_t room[ARGUMENTS_ROOM];
     size_t size = 0;
-    PyObject *name = odd_name(args[0]) ? text_of(self, args[0]) : Py_NewRef(args[0]);
+    PyObject *name = exact_name(self, args[0]);
     PyObject *result = NULL;
     if (name && has_keywords(names)) {
         size = pack_keywords(self, room, args + 1, names);
@@ -184,7 +190,7 @@ cold PyObject *odd_end(Writer *self, PyObject *const *args, PyObject *names)
         Py_RETURN_NONE;
     }
     uint64_t span = span_number(args[0]);
-    int ready = span <= self->inherited ? 0 : bound(self) ? 1 : revived(self);
+    int ready = span <= self->inherited ? 0 : find_ring(self);
     if (ready <= 0) {
         return ready < 0 ? NULL : Py_NewRef(Py_None);
     }
@@ -218,7 +224,7 @@ cold PyObject *packed_counter(Writer *self, PyObject *given, PyObject *value)
 {
     uint8_t room[ARGUMENTS_ROOM];
     size_t size = pack_number(self, room, value);
-    PyObject *name = !size ? NULL : odd_name(given) ? text_of(self, given) : Py_NewRef(given);
+    PyObject *name = size ? exact_name(self, given) : NULL;
     PyObject *result = NULL;
     if (name) {
         const Event event = event_of(COUNTER, name, room, size);
@@ -277,7 +283,7 @@ static PyObject *writer_record(PyObject *op, PyObject *const *args, Py_ssize_t c
         PyErr_SetString(PyExc_TypeError, "record takes a kind, a name and a dict");
         return NULL;
     }
-    int ready = bound(self) ? 1 : revived(self);
+    int ready = find_ring(self);
     if (ready <= 0) {
         return ready < 0 ? NULL : Py_NewRef(Py_None);
     }
@@ -291,7 +297,7 @@ static PyObject *writer_record(PyObject *op, PyObject *const *args, Py_ssize_t c
         PyErr_SetString(PyExc_TypeError, "a kind's prefix is two bytes");
         goto done;
     }
-    name = odd_name(args[1]) ? text_of(self, args[1]) : Py_NewRef(args[1]);
+    name = exact_name(self, args[1]);
     if (!name || (!plain && !(size = pack_dict(self, room, args[2])))) {
         goto done;
     }

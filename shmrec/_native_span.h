@@ -113,7 +113,7 @@ cold PyObject *enter_with_care(Span *self)
     }
     Py_INCREF(writer);
     uint64_t id = 0;
-    int ready = bound(writer) ? 1 : revived(writer);
+    int ready = find_ring(writer);
     if (ready > 0 && begin_span(writer, self->name, self->args, self->args_size, &id, false) < 0) {
         ready = -1;
     }
@@ -145,7 +145,7 @@ cold PyObject *exit_with_care(Span *self, PyObject *kind)
         Py_RETURN_NONE;
     }
     Py_INCREF(writer);
-    int ready = bound(writer) ? 1 : revived(writer);
+    int ready = find_ring(writer);
     if (ready > 0) {
         ready = kind == Py_None ? end_span(writer, span, NULL, 0, false)
                                 : end_with_error(writer, span, kind);

@@ -131,6 +131,12 @@ cold int revived(Writer *self)
     return truth;
 }
 
+/* The same, asking only where there is none yet. */
+hot int find_ring(Writer *self)
+{
+    return bound(self) ? 1 : revived(self);
+}
+
 /* Names and arguments. */
 
 /* A new reference to the name as an exact str. */

@@ -22,6 +22,7 @@ from shmrec._engine import choose
 from shmrec.decoder import Event, OpenSpan, decode
 from shmrec.events import DEPTH_LIMIT, TEXT_LIMIT
 from shmrec.layout import LOSSES, SlotFlag
+from shmrec.ring import Batch
 
 from .arena import Arena, batches, events_in, events_of
 
@@ -30,6 +31,22 @@ def losses(arena: Arena) -> dict[str, int]:
     found = arena.reader().entry().losses
     assert list(found) == list(LOSSES)
     return {cause: count for cause, count in found.items() if count}
+
+
+def open_after(kept: list[Batch]) -> dict[int, OpenSpan]:
+    """The spans that a reader of all these batches knows to be open."""
+    known: dict[int, OpenSpan] = {}
+    for batch in kept:
+        list(
+            decode(
+                batch.payload,
+                start_ns=batch.head.start_ns,
+                generation=batch.head.generation,
+                flags=batch.head.flags,
+                open_spans=known,
+            )
+        )
+    return known
 
 
 def only(arena: Arena) -> Event:
@@ -379,17 +396,7 @@ def test_more_open_spans_than_a_preamble_holds_are_all_named_by_some_batch() -> 
         writer.instant("noise", n=n)
     kept = batches(arena.reader())
     assert all(batch.head.flags & SlotFlag.PARTIAL_PREAMBLE for batch in kept)
-    known: dict[int, OpenSpan] = {}
-    for batch in kept:
-        list(
-            decode(
-                batch.payload,
-                start_ns=batch.head.start_ns,
-                generation=1,
-                flags=batch.head.flags,
-                open_spans=known,
-            )
-        )
+    known = open_after(kept)
     assert sorted(known) == spans
     assert all(known[span].name == f"task-{n}" for n, span in enumerate(spans))
 
@@ -409,17 +416,7 @@ def test_a_preamble_never_leaves_its_slot() -> None:
     assert len(kept) == 12
     numbers = [event.args["n"] for batch in kept for event in events_of(batch)]
     assert numbers == list(range(numbers[0], 300))
-    known: dict[int, OpenSpan] = {}
-    for batch in kept:
-        list(
-            decode(
-                batch.payload,
-                start_ns=batch.head.start_ns,
-                generation=1,
-                flags=batch.head.flags,
-                open_spans=known,
-            )
-        )
+    known = open_after(kept)
     names = [span.name for _, span in sorted(known.items())]
     assert names == ["a", "b", "c0", "c1", "c2", "c3", "c4", "c5"]
 
