@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SHMREC_LAYOUT_ID UINT64_C(0x035a34d91f352e4d)
+#define SHMREC_LAYOUT_ID UINT64_C(0x6e21be41a1388618)
 #define SHMREC_WORD 8
 #define SHMREC_COUNT_SHIFT 32
 #define SHMREC_LOST_AT_MOST UINT64_C(281474976710656)
@@ -48,6 +48,8 @@
 #define SHMREC_PREFIX_COUNTER 0x94, 0x06
 #define SHMREC_PREFIX_EXCEPTION 0x93, 0x07
 #define SHMREC_PREFIX_EXCEPTION_ARGS 0x94, 0x07
+#define SHMREC_PREFIX_LOG 0x93, 0x08
+#define SHMREC_PREFIX_LOG_ARGS 0x94, 0x08
 
 _Static_assert(sizeof(_Atomic uint64_t) == SHMREC_WORD, "a word is 8 bytes");
 
@@ -84,10 +86,12 @@ struct shmrec_control {
     _Atomic uint64_t collector_start; /* collector: its start time in clock ticks */
     _Atomic uint64_t heartbeat_ns; /* collector: CLOCK_MONOTONIC of its last tick */
     _Atomic uint64_t snapshots; /* collector: snapshots written */
-    unsigned char gap_3[416];
+    unsigned char gap_3[24];
+    unsigned char suppressed[128]; /* collector: not taken, one word per row of TRIGGERS */
+    unsigned char gap_4[264];
     _Atomic uint64_t refused_full; /* attachers: no ring to be had, under the lock */
     _Atomic uint64_t refused_space; /* attachers: no memory for a ring, under the lock */
-    unsigned char gap_4[1000];
+    unsigned char gap_5[1000];
     unsigned char ledger[2048]; /* collector: pairs: generation, when it began */
 };
 _Static_assert(sizeof(struct shmrec_control) == 4096, "shmrec_control");
@@ -119,6 +123,7 @@ _Static_assert(offsetof(struct shmrec_control, collector_pid) == 584, "shmrec_co
 _Static_assert(offsetof(struct shmrec_control, collector_start) == 592, "shmrec_control.collector_start");
 _Static_assert(offsetof(struct shmrec_control, heartbeat_ns) == 600, "shmrec_control.heartbeat_ns");
 _Static_assert(offsetof(struct shmrec_control, snapshots) == 608, "shmrec_control.snapshots");
+_Static_assert(offsetof(struct shmrec_control, suppressed) == 640, "shmrec_control.suppressed");
 _Static_assert(offsetof(struct shmrec_control, refused_full) == 1032, "shmrec_control.refused_full");
 _Static_assert(offsetof(struct shmrec_control, refused_space) == 1040, "shmrec_control.refused_space");
 _Static_assert(offsetof(struct shmrec_control, ledger) == 2048, "shmrec_control.ledger");
@@ -135,15 +140,17 @@ struct shmrec_entry {
     _Atomic uint64_t fenced; /* attacher: 1 if registered with membarrier(2) */
     unsigned char identity[16]; /* attacher: random */
     unsigned char label[96]; /* attacher: NUL padded UTF-8 */
-    unsigned char gap_0[16];
+    _Atomic uint64_t stacks; /* attacher: a union of StackFlag */
+    _Atomic uint64_t stack_signal; /* attacher: the signal that has its stacks taken, or 0 */
     _Atomic uint64_t writing; /* producer: odd inside the critical section */
     _Atomic uint64_t opening; /* producer: number of the newest batch, published first */
     _Atomic uint64_t closed_generation; /* producer: no event of this or older will follow */
-    unsigned char gap_1[40];
+    unsigned char gap_0[40];
     _Atomic uint64_t losses[8]; /* producer: one word per row of LOSSES */
     _Atomic uint64_t settled; /* collector: incarnation whose end has been dealt with */
     _Atomic uint64_t ended_ns; /* collector: CLOCK_MONOTONIC when its end was noticed */
-    unsigned char gap_2[176];
+    _Atomic uint64_t stack_turn; /* collector: changes when `asked` may be filled anew */
+    unsigned char gap_1[168];
 };
 _Static_assert(sizeof(struct shmrec_entry) == 512, "shmrec_entry");
 _Static_assert(offsetof(struct shmrec_entry, incarnation) == 0, "shmrec_entry.incarnation");
@@ -156,12 +163,15 @@ _Static_assert(offsetof(struct shmrec_entry, engine) == 48, "shmrec_entry.engine
 _Static_assert(offsetof(struct shmrec_entry, fenced) == 56, "shmrec_entry.fenced");
 _Static_assert(offsetof(struct shmrec_entry, identity) == 64, "shmrec_entry.identity");
 _Static_assert(offsetof(struct shmrec_entry, label) == 80, "shmrec_entry.label");
+_Static_assert(offsetof(struct shmrec_entry, stacks) == 176, "shmrec_entry.stacks");
+_Static_assert(offsetof(struct shmrec_entry, stack_signal) == 184, "shmrec_entry.stack_signal");
 _Static_assert(offsetof(struct shmrec_entry, writing) == 192, "shmrec_entry.writing");
 _Static_assert(offsetof(struct shmrec_entry, opening) == 200, "shmrec_entry.opening");
 _Static_assert(offsetof(struct shmrec_entry, closed_generation) == 208, "shmrec_entry.closed_generation");
 _Static_assert(offsetof(struct shmrec_entry, losses) == 256, "shmrec_entry.losses");
 _Static_assert(offsetof(struct shmrec_entry, settled) == 320, "shmrec_entry.settled");
 _Static_assert(offsetof(struct shmrec_entry, ended_ns) == 328, "shmrec_entry.ended_ns");
+_Static_assert(offsetof(struct shmrec_entry, stack_turn) == 336, "shmrec_entry.stack_turn");
 
 /* slot: 64 bytes. */
 struct shmrec_slot {

@@ -27,12 +27,13 @@ WHOLE: Final = 1 << 16
 
 # As plain names they are compared in one step. Small numbers are one object each in CPython, so
 # that `is` also tells 3 from 3.0 and 1 from True; where it fails to, `decoder` is asked.
-_NAME, _THREAD, _OPEN, _INSTANT, _BEGIN, _END, _COUNTER, _EXCEPTION = (
+_NAME, _THREAD, _OPEN, _INSTANT, _BEGIN, _END, _COUNTER, _EXCEPTION, _LOG = (
     kind.number for kind in events.KINDS
 )
-_IS_INSTANT, _IS_BEGIN, _IS_END, _IS_COUNTER, _IS_EXCEPTION = (
+_IS_INSTANT, _IS_BEGIN, _IS_END, _IS_COUNTER, _IS_EXCEPTION, _IS_LOG = (
     kind.name for kind in events.KINDS if kind.counted
 )
+_NAMED: Final = {_INSTANT: _IS_INSTANT, _EXCEPTION: _IS_EXCEPTION, _LOG: _IS_LOG}
 _args = itemgetter(Event._fields.index("args"))
 
 
@@ -96,7 +97,9 @@ class Runs:
         # All that the loop looks at is local, and whatever holds for many is checked for many.
         new, event = tuple.__new__, Event
         whole, table, text = int, dict, str
-        instant, begin, end, counter, exception = _INSTANT, _BEGIN, _END, _COUNTER, _EXCEPTION
+        instant, begin, end, counter, exception, log = (
+            _INSTANT, _BEGIN, _END, _COUNTER, _EXCEPTION, _LOG,
+        )  # fmt: skip
         generation = self._generation
         pid, label, producer = self._whose
         time_ns = self._start
@@ -118,7 +121,7 @@ class Runs:
                 if type(item) is not list:
                     raise Damage
                 number = item[0]
-                if number is instant or number is exception:
+                if number is instant or number is exception or number is log:
                     if len(item) == 4:
                         _, delta, name, args = item
                         if type(args) is not table:
@@ -129,7 +132,7 @@ class Runs:
                     if type(delta) is not whole:
                         raise Damage
                     time_ns += delta
-                    kind = _IS_INSTANT if number is instant else _IS_EXCEPTION
+                    kind = _NAMED[number]
                     add(
                         (
                             time_ns, kind, names[name], thread, thread_name, generation,

@@ -21,7 +21,7 @@ from shmrec.checksum import crc32
 from shmrec.errors import RecordingNameError, ShmrecError, SnapshotWriteError
 from shmrec.generation import Evidence, Flush, Flushes, Sight
 from shmrec.layout import EntryState
-from shmrec.manifest import Cause, Header, Producer
+from shmrec.manifest import Cause, Header, Producer, Stack
 from shmrec.naming import check_name
 from shmrec.ring import Batch, BatchView, Entry, Head, RingReader
 from shmrec.segment import Segment
@@ -53,6 +53,12 @@ class Order:
     requests: list[dict[str, Any]] = field(default_factory=list)
     causes: Mapping[tuple[int, int], Cause] = field(default_factory=dict)
     """By ring index and incarnation."""
+    stacks: Mapping[tuple[int, int], Sequence[Stack]] = field(default_factory=dict)
+    """Those that were asked for, by the same."""
+    details: Callable[[Entry], Mapping[str, Any]] = lambda entry: {}
+    """What else is known of a producer: fields of `manifest.Producer`."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known of the snapshot: fields of `manifest.Header`."""
     names: Callable[[], Iterator[str]] | None = None
     """Other names for the file than the usual ones."""
     stop: Callable[[], bool] = bool
@@ -162,6 +168,7 @@ def _header(segment: Segment, order: Order) -> Header:
         keep_size=order.size,
         keep_period_ns=order.period_ns,
         requests=order.requests,
+        **order.extra,
     )
 
 
@@ -320,6 +327,8 @@ def _write_producer(
         # Here too: a ring may have a gigabyte, and the disk may be slow.
         _obey(order)
         writer.batch(entry.index, copy)
+    for stack in order.stacks.get((entry.index, entry.incarnation), ()):
+        writer.stack(entry.index, stack)
     writer.flush()
 
 
@@ -366,4 +375,6 @@ def _producer(entry: Entry, order: Order, evidence: Mapping[int, str]) -> Produc
         reported=state == "detached" or entry.settled == entry.incarnation,
         losses=entry.losses,
         cause=cause,
+        stack_flags=entry.stacks,
+        **order.details(entry),
     )

@@ -26,6 +26,7 @@ __all__ = [
     "SnapshotActiveError",
     "SnapshotWriteError",
     "SpaceError",
+    "SuppressedError",
     "UnfinishedSegmentError",
     "WrongOwnerError",
 ]
@@ -89,6 +90,10 @@ class CollectorRunningError(CollectorError):
 
 class RequestFailedError(CollectorError):
     """The collector took a request and could not fulfil it; the message is its answer."""
+
+
+class SuppressedError(CollectorError):
+    """A limit of the trigger forbade the snapshot; the collector counted it."""
 
 
 class SnapshotActiveError(CollectorError):

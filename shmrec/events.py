@@ -67,8 +67,9 @@ BEGIN: Final = Kind(4, "begin", ("name", "span", "[args]"), True, "a span begins
 END: Final = Kind(5, "end", ("name", "duration_ns", "span", "[args]"), True, "a span ends")
 COUNTER: Final = Kind(6, "counter", ("name", "value"), True, "a value at a time")
 EXCEPTION: Final = Kind(7, "exception", ("name", "[args]"), True, "an exception was seen")
+LOG: Final = Kind(8, "log", ("name", "[args]"), True, "a logger of that name said something")
 
-KINDS: Final = (NAME, THREAD, OPEN, INSTANT, BEGIN, END, COUNTER, EXCEPTION)
+KINDS: Final = (NAME, THREAD, OPEN, INSTANT, BEGIN, END, COUNTER, EXCEPTION, LOG)
 
 _BY_NAME: Final = {kind.name: kind for kind in KINDS}
 

@@ -10,6 +10,11 @@ The segment::
     | CONTROL    | REQUEST x 16    | ENTRY x N      | SLOT x M each     | reserved, 64 KiB  |
     +------------+-----------------+----------------+-------------------+-------------------+
 
+    one stack area, written by faulthandler at C level:
+    +-- threads -------------+-- fatal ---------------+-- asked ---------------------------+
+    | ident, kernel id x 256 | at a fatal signal      | when the collector asks            |
+    +------------------------+------------------------+------------------------------------+
+
     one slot of a ring:
     +----------------------------- 64 bytes -----------------------------+-- payload ------+
     | number | generation | start_ns | committed | first | flags | -- -- | msgpack events  |
@@ -53,6 +58,8 @@ __all__ = [
     "REQUEST",
     "SEGMENT_MAGIC",
     "SLOT",
+    "STACK",
+    "TRIGGERS",
     "Geometry",
     "Table",
 ]
@@ -134,6 +141,7 @@ CONTROL: Final = Table(
         Row("collector_start", 592, 8, "collector", "its start time in clock ticks"),
         Row("heartbeat_ns", 600, 8, "collector", "CLOCK_MONOTONIC of its last tick"),
         Row("snapshots", 608, 8, "collector", "snapshots written"),
+        Row("suppressed", 640, 16 * 8, "collector", "not taken, one word per row of TRIGGERS"),
         Row("refused_full", 1032, 8, "attachers", "no ring to be had, under the lock"),
         Row("refused_space", 1040, 8, "attachers", "no memory for a ring, under the lock"),
         Row("ledger", 2048, LEDGER * 16, "collector", "pairs: generation, when it began"),
@@ -148,6 +156,24 @@ class SegmentState:
     OPEN: Final = 1
     CLOSED: Final = 2
 
+
+TRIGGERS: Final = (
+    "death",
+    "request",
+    "timeout",
+    "exception",
+    "log",
+    "slow_span",
+    "stall",
+    "counter",
+    "signal",
+)
+"""What may cause a snapshot, in the order of the control block's `suppressed` words.
+
+death: a producer's abnormal end; request: somebody asked; timeout: a host's word that a
+producer does not answer; exception, log: a producer's word; slow_span, stall, counter: seen by
+the collector in the rings; signal: sent to the collector.
+"""
 
 REQUESTS: Final = 16
 REASON_BYTES: Final = 512
@@ -178,13 +204,28 @@ class Verb:
     """What a request asks of the collector."""
 
     SNAPSHOT: Final = 1
-    """A snapshot in the directory; the answer is its path."""
+    """A snapshot in the directory; the answer is its path. `argument` is a `Stacks`, with
+    `argument2` the process of `Stacks.ONE`."""
     TRANSFER: Final = 2
-    """A snapshot under a hidden name that the requester removes; the answer is its path."""
+    """The same under a hidden name that the requester removes; the answer is its path."""
     ENDED: Final = 3
     """Word of a host: process `argument` ended with wait status `argument2`."""
     STOP: Final = 4
     """An orderly stop."""
+    TRIGGER: Final = 5
+    """Cause number `argument` of TRIGGERS has come up in process `argument2`: a snapshot, within
+    the limits of that trigger; the answer is its path, or status SUPPRESSED."""
+    TIMEOUT: Final = 6
+    """Word of a host: process `argument` has not answered for `argument2` ms and is about to be
+    ended. A snapshot with its stack; answered like TRIGGER."""
+
+
+class Stacks:
+    """Of whom a requested snapshot has stacks taken."""
+
+    NONE: Final = 0
+    ALL: Final = 1
+    ONE: Final = 2
 
 
 class Status:
@@ -192,6 +233,8 @@ class Status:
 
     DONE: Final = 0
     FAILED: Final = 1
+    SUPPRESSED: Final = 2
+    """No snapshot, because of a limit; it was counted."""
 
 
 LOST_AT_MOST: Final = 1 << 48
@@ -228,12 +271,15 @@ ENTRY: Final = Table(
         Row("fenced", 56, 8, "attacher", "1 if registered with membarrier(2)"),
         Row("identity", 64, 16, "attacher", "random"),
         Row("label", 80, LABEL_BYTES, "attacher", "NUL padded UTF-8"),
+        Row("stacks", 176, 8, "attacher", "a union of StackFlag"),
+        Row("stack_signal", 184, 8, "attacher", "the signal that has its stacks taken, or 0"),
         Row("writing", 192, 8, "producer", "odd inside the critical section"),
         Row("opening", 200, 8, "producer", "number of the newest batch, published first"),
         Row("closed_generation", 208, 8, "producer", "no event of this or older will follow"),
         Row("losses", 256, 8 * 8, "producer", "one word per row of LOSSES"),
         Row("settled", 320, 8, "collector", "incarnation whose end has been dealt with"),
         Row("ended_ns", 328, 8, "collector", "CLOCK_MONOTONIC when its end was noticed"),
+        Row("stack_turn", 336, 8, "collector", "changes when `asked` may be filled anew"),
     ),
 )
 
@@ -245,6 +291,17 @@ class EntryState:
     CLAIMING: Final = 1
     LIVE: Final = 2
     DETACHED: Final = 3
+
+
+class StackFlag:
+    """Bits of an entry's ``stacks``: which stacks the process leaves."""
+
+    ASKED: Final = 1
+    """At ``stack_signal``, those of all its threads."""
+    FATAL: Final = 2
+    """The same at a fatal signal."""
+    APPLICATION: Final = 4
+    """At a fatal signal they go where the application's own faulthandler writes."""
 
 
 ENGINES: Final = ("", "python", "native")
@@ -276,6 +333,18 @@ class SlotFlag:
 
 SLOT_SIZE: Final = 16 * 1024
 STACK_SIZE: Final = 64 * 1024
+
+STACK: Final = Table(
+    "stack",
+    STACK_SIZE,
+    (
+        Row("threads", 0, PAGE, "producer", "pairs: a thread's ident, its kernel id"),
+        Row("fatal", PAGE, 7 * PAGE, "producer", "faulthandler's text at a fatal signal"),
+        Row("asked", 8 * PAGE, 8 * PAGE, "producer", "the same when asked; cleared by collector"),
+    ),
+)
+STACK_THREADS: Final = PAGE // (2 * WORD)
+"""Threads that the table of a stack area has room for."""
 MINIMUM_SLOTS: Final = 4
 DEFAULT_RING_SIZE: Final = 2 * 1024 * 1024
 DEFAULT_PRODUCERS: Final = 64
@@ -377,10 +446,10 @@ class Frame:
 def _layout_id() -> int:
     tables = [
         (table.name, table.size, [(row.name, row.offset, row.size) for row in table.rows])
-        for table in (CONTROL, REQUEST, ENTRY, SLOT)
+        for table in (CONTROL, REQUEST, ENTRY, SLOT, STACK)
     ]
     kinds = [(kind.number, kind.name, kind.fields, kind.counted) for kind in KINDS]
-    rest = (LAYOUT_VERSION, REQUESTS, LOSSES, ENGINES, COUNT_SHIFT)
+    rest = (LAYOUT_VERSION, REQUESTS, TRIGGERS, LOSSES, ENGINES, COUNT_SHIFT)
     digested = repr((tables, kinds, rest)).encode()
     return zlib.crc32(digested) << 32 | zlib.adler32(digested)
 

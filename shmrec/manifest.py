@@ -6,12 +6,16 @@ Filled by the collector (`capture`), carried by the file (`snapshot_file`), read
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from shmrec._version import __version__
 from shmrec.decoder import OpenSpan
 
-__all__ = ["Cause", "Header", "Producer"]
+__all__ = ["FACTS", "Cause", "Header", "Producer", "Stack"]
+
+FACTS: Final = ("time_ns", "rss", "cpu_ns", "threads", "files", "state")
+"""A row of a producer's facts: CLOCK_MONOTONIC; bytes; processor time, user and system; counts,
+-1 where they could not be read; the kernel's state letter."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,24 @@ class Cause:
     source: str
     signal: int | None = None
     exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One dump by faulthandler: what every thread of a producer was executing.
+
+    `kind` is fatal (at a fatal signal) or asked. `text` is as faulthandler wrote it, `cut` if
+    its room ended before it did. `taken_ns` is when it was asked for, or when the process's end
+    was noticed. `idents` leads from the idents in the text to kernel thread ids, as events
+    have them.
+    """
+
+    kind: str
+    taken_ns: int
+    text: str
+    cut: bool = False
+    note: str = ""
+    idents: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -54,6 +76,14 @@ class Header:
     """Who asked: pid and reason of each request that this snapshot answers."""
     notes: list[str] = field(default_factory=list)
     """What could not be read while it was taken."""
+    suspects: list[int] = field(default_factory=list)
+    """The producers, by index, that the trigger names."""
+    triggered_ns: int = 0
+    """When the trigger fired, where recording went on for a while afterwards; else 0."""
+    first: bool = False
+    """Whether it is the first of an incident's snapshots."""
+    suppressed: dict[str, int] = field(default_factory=dict)
+    """Snapshots not taken so far in this recording because of limits, by trigger."""
 
 
 @dataclass
@@ -87,8 +117,23 @@ class Producer:
     cause: Cause | None = None
     reported: bool = False
     """Whether its end was dealt with before this snapshot: told by an earlier one, or in order."""
+    facts: list[list[Any]] = field(default_factory=list)
+    """What the kernel said of the process in its last minute: rows of FACTS, oldest first."""
+    peak_rss: int = 0
+    """Bytes; the most it ever had resident, 0 if not known."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """Of its memory cgroup: `limit` in bytes (0: none), `kills` by the kernel for want of memory
+    since the producer was first seen, `others` that died meanwhile of SIGKILL in the same
+    cgroup, `source` where this was read; empty if it could not be."""
+    host: dict[str, Any] = field(default_factory=dict)
+    """A host's word that it did not answer: `timeout_ms`, `told_ns`; empty without one."""
+    doing: dict[str, Any] = field(default_factory=dict)
+    """Of one that lives: `wchan` and `syscall` as the kernel names them, where readable."""
+    stack_flags: int = 0
+    """A union of `layout.StackFlag`."""
     # What follows is worked out by the reader.
     events: int = 0
     oldest_ns: int = 0
     newest_ns: int = 0
     open_spans: list[OpenSpan] = field(default_factory=list)
+    stacks: list[Stack] = field(default_factory=list)

@@ -14,7 +14,12 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from shmrec import fence, process
-from shmrec.errors import CollectorError, RequestFailedError, SnapshotActiveError
+from shmrec.errors import (
+    CollectorError,
+    RequestFailedError,
+    SnapshotActiveError,
+    SuppressedError,
+)
 from shmrec.layout import ANSWER_BYTES, REASON_BYTES, REQUEST, REQUESTS, WORD, Status, Verb
 from shmrec.segment import PLAUSIBLE, Segment
 from shmrec.wakeup import wake
@@ -99,14 +104,15 @@ def ask(
     verb: int,
     *,
     reason: str = "",
+    argument: tuple[int, int] = (0, 0),
     timeout: float,
     sleep: Callable[[float], None] | None = None,
 ) -> str:
     """Ask and wait for the answer, at most `timeout` seconds.
 
     Raises `SnapshotActiveError` if every slot is in use, `RequestFailedError` with the
-    collector's words if it could not, `CollectorError` if there is no collector, it died, or
-    it does not answer in time.
+    collector's words if it could not, `SuppressedError` if a limit forbade it, `CollectorError`
+    if there is no collector, it died, or it does not answer in time.
     """
     if segment.collector() is None:
         raise CollectorError(
@@ -114,7 +120,7 @@ def ask(
             f"{segment.name}`, or read the memory as it is with `shmrec-dump recover "
             f"{segment.name}`"
         )
-    claimed = _claim(segment, verb, reason, (0, 0))
+    claimed = _claim(segment, verb, reason, argument)
     if claimed is None:
         raise SnapshotActiveError(
             f"{REQUESTS} requests to the collector of {segment.name!r} are under way: use the "
@@ -149,6 +155,8 @@ def ask(
         text = bytes(segment.view[where : where + size]).decode("utf-8", "surrogateescape")
     finally:
         words[base + _word("released")] = ticket
+    if status == Status.SUPPRESSED:
+        raise SuppressedError(text)
     if status != Status.DONE:
         raise RequestFailedError(text)
     return text

@@ -29,6 +29,7 @@ from shmrec.layout import (
     WORD,
     EntryState,
     Geometry,
+    StackFlag,
 )
 
 __all__ = ["Batch", "BatchView", "Entry", "Head", "RingReader"]
@@ -38,6 +39,7 @@ _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
 )
 _SCANNED: Final = (_GENERATION, _START, _COMMITTED, _FIRST, _FLAGS)
 _IMPLAUSIBLE: Final = 1 << 62
+_ALL_STACKS: Final = StackFlag.ASKED | StackFlag.FATAL | StackFlag.APPLICATION
 
 
 @dataclass(slots=True)
@@ -61,6 +63,8 @@ class Entry:
     losses: dict[str, int]
     settled: int
     ended_ns: int
+    stacks: int
+    stack_signal: int
 
     @property
     def attached(self) -> bool:
@@ -173,6 +177,8 @@ class RingReader:
             },
             settled=self._word("settled"),
             ended_ns=self._word("ended_ns"),
+            stacks=self._word("stacks") & _ALL_STACKS,
+            stack_signal=self._word("stack_signal"),
         )
 
     def _slot(self, number: int) -> int:

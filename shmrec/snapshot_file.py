@@ -8,11 +8,12 @@ A file is a magic and then frames, declared in `layout`; a frame's value is one 
     [HEADER, {recording, reason, trigger, taken_mono_ns, taken_wall_ns, generation, ...}]
     [PRODUCER, {index, pid, label, state, evidence, cause, losses, ...}]
     [BATCH, producer index, number, generation, start_ns, first, count, flags, payload]
+    [STACK, producer index, {kind, taken_ns, text, cut, note, idents}]
     [TRAILER, {producers, batches, events}]
 
-A producer's frame comes before its batches, the trailer last. Readers skip kinds and keys
-that they do not know, so that later versions may add some. Whatever is in a file is hostile
-until checked: lengths before allocation, types before use. A damaged frame is named and
+A producer's frame comes before its batches and stacks, the trailer last. Readers skip kinds
+and keys that they do not know, so that later versions may add some. Whatever is in a file is
+hostile until checked: lengths before allocation, types before use. A damaged frame is named and
 skipped, and the frames around it are read.
 """
 
@@ -36,11 +37,11 @@ from shmrec.ending import find_ending
 from shmrec.errors import DamagedFileError, NoSuchSnapshotError
 from shmrec.frames import Checksum, FrameWriter, frames
 from shmrec.layout import Frame
-from shmrec.manifest import Cause, Header, Producer
+from shmrec.manifest import FACTS, Cause, Header, Producer, Stack
 from shmrec.merging import merged, run_size
 from shmrec.ring import Batch, BatchView
 
-__all__ = ["Cause", "FileWriter", "Header", "Producer", "Snapshot", "read"]
+__all__ = ["Cause", "FileWriter", "Header", "Producer", "Snapshot", "Stack", "read"]
 
 _NOTES_LIMIT: Final = 100
 _ITEMS_LIMIT: Final = 1 << 16
@@ -51,8 +52,10 @@ _HEADER_KEYS: Final = tuple(Header.__dataclass_fields__)
 _PRODUCER_KEYS: Final = tuple(
     name
     for name in Producer.__dataclass_fields__
-    if name not in ("cause", "events", "oldest_ns", "newest_ns", "open_spans")
+    if name not in ("cause", "events", "oldest_ns", "newest_ns", "open_spans", "stacks")
 )
+_STACK_KEYS: Final = ("kind", "taken_ns", "text", "cut", "note", "idents")
+_STACKS_LIMIT: Final = 16
 
 
 class FileWriter:
@@ -103,6 +106,12 @@ class FileWriter:
         self.batches += 1
         self.events += head.count
 
+    def stack(self, producer: int, stack: Stack) -> None:
+        """A dump of the producer with that index."""
+        self._frames.write(
+            [Frame.STACK, producer, {key: getattr(stack, key) for key in _STACK_KEYS}]
+        )
+
     def trailer(self) -> None:
         """The last frame, and all that waited: a file without it is incomplete."""
         counts = {"producers": self.producers, "batches": self.batches, "events": self.events}
@@ -137,6 +146,7 @@ class Snapshot:
         self.damage: list[str] = []
         self.size = 0
         self._batches: dict[int, list[_Where]] = {}
+        self._stacks: dict[int, list[Stack]] = {}
         self._counts: dict[str, Any] | None = None
 
     @property
@@ -242,6 +252,7 @@ class Snapshot:
                 raise DamagedFileError(f"{self.path}: no frame of this snapshot can be read")
             self._check_counts()
             for producer in self.producers:
+                producer.stacks = self._stacks.get(producer.index, [])
                 self._work_out(file, producer)
 
     def _take(self, offset: int, packed: bytes) -> None:
@@ -261,6 +272,10 @@ class Snapshot:
             _fill(self.header, value[1], _HEADER_KEYS)
             kept = self.header.generations
             self.header.generations = [each for each in kept if type(each) is int]
+        elif kind == Frame.STACK:
+            found = self._stacks.setdefault(value[1], []) if type(value[1]) is int else []
+            if len(found) < _STACKS_LIMIT:
+                found.append(_stack(value[2]))
         elif kind == Frame.TRAILER:
             self._counts = dict(value[1])
 
@@ -330,6 +345,27 @@ def _fill(target: Any, value: Any, keys: tuple[str, ...]) -> None:
             setattr(target, key, value[key])
 
 
+def _stack(value: Any) -> Stack:
+    raw = Stack("", 0, "")
+    if type(value) is not dict or any(
+        type(value.get(key)) is not type(getattr(raw, key)) for key in _STACK_KEYS
+    ):
+        raise ValueError("a stack's fields have wrong types")
+    if len(value["text"]) > layout.STACK_SIZE:
+        raise ValueError("a stack is larger than its area")
+    idents = {
+        ident: thread
+        for ident, thread in value["idents"].items()
+        if type(ident) is type(thread) is int
+    }
+    return Stack(**{key: value[key] for key in _STACK_KEYS} | {"idents": idents})
+
+
+def _facts(rows: list[Any]) -> list[list[Any]]:
+    kinds = [int] * (len(FACTS) - 1) + [str]
+    return [row for row in rows if type(row) is list and list(map(type, row)) == kinds]
+
+
 def _producer(value: Any) -> Producer:
     producer = Producer()
     _fill(producer, value, _PRODUCER_KEYS)
@@ -337,6 +373,7 @@ def _producer(value: Any) -> Producer:
         str(cause): count for cause, count in producer.losses.items() if type(count) is int
     }
     producer.damage = [str(note) for note in producer.damage]
+    producer.facts = _facts(producer.facts)
     cause = value.get("cause")
     if isinstance(cause, dict):
         signal, code = cause.get("signal"), cause.get("exit_code")
