@@ -14,6 +14,7 @@
        _native_names.h  _native_open.h  _native_clock.h      what a batch needs
        _native_arguments.h  _native_msgpack.h                bytes
        _native_layout.h       generated: places and constants
+       _native_process.h      fences, and memory with a guard
 
    Invariants:
 
@@ -25,8 +26,7 @@
    - Nothing that interpreters could get in each other's way by is global: types and the thread's key
      are in the module's state; threads are numbered for all of them. */
 #include "_native_calls.h"
-
-#include <sys/syscall.h>
+#include "_native_process.h"
 
 /* Getting a ring and giving it up. */
 
@@ -77,6 +77,25 @@ static PyObject *writer_unbind(PyObject *op, PyObject *Py_UNUSED(ignored))
     Py_buffer memory = take_ring(self);
     let_go(&memory);
     Py_RETURN_TRUE;
+}
+
+PyDoc_STRVAR(rewinds_doc, "rewinds($self, fd, start)\n--\n\n"
+                          "Have `fd` rewound to `start` when the collector asks for it.");
+
+static PyObject *writer_rewinds(PyObject *op, PyObject *args)
+{
+    Batch *batch = &((Writer *)op)->batch;
+    int fd;
+    long long start;
+    if (!PyArg_ParseTuple(args, "iL:rewinds", &fd, &start)) {
+        return NULL;
+    }
+    if (batch->entry) {
+        batch->stack_turn = load(&batch->entry->stack_turn);
+        batch->stack_start = (off_t)start;
+        batch->stack_fd = fd;
+    }
+    Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(forget_doc, "forget($self)\n--\n\n"
@@ -185,6 +204,7 @@ static PyMethodDef writer_methods[] = {
     {"lose", FAST(writer_lose), METH_VARARGS | METH_KEYWORDS, lose_doc},
     {"bind", FAST(writer_bind), METH_VARARGS | METH_KEYWORDS, bind_doc},
     {"unbind", writer_unbind, METH_NOARGS, unbind_doc},
+    {"rewinds", writer_rewinds, METH_VARARGS, rewinds_doc},
     {"forget", writer_forget, METH_NOARGS, forget_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -219,50 +239,6 @@ static PyType_Spec writer_spec = {
     .basicsize = sizeof(Writer),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = writer_slots,
-};
-
-/* Fences, for whoever reads or writes the segment from Python. */
-
-PyDoc_STRVAR(acquire_doc, "acquire()\n--\n\n"
-                          "Loads after this see what was published before what loads before saw.");
-
-static PyObject *fence_acquire(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
-{
-    atomic_thread_fence(memory_order_acquire);
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(release_doc, "release()\n--\n\nStores before this are seen before stores after it.");
-
-static PyObject *fence_release(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
-{
-    atomic_thread_fence(memory_order_release);
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(membarrier_doc, "membarrier(command, /)\n--\n\n"
-                             "Whether membarrier(2) obeyed; False where there is none.");
-
-static PyObject *call_membarrier(PyObject *Py_UNUSED(module), PyObject *command)
-{
-    long number = PyLong_AsLong(command);
-    if (number == -1 && PyErr_Occurred()) {
-        return NULL;
-    }
-#ifdef SYS_membarrier
-    /* Where the call fails, a fence of our own is what the producers' fences pair with. */
-    atomic_thread_fence(memory_order_seq_cst);
-    return PyBool_FromLong(syscall(SYS_membarrier, (int)number, 0, 0) == 0);
-#else
-    Py_RETURN_FALSE;
-#endif
-}
-
-static PyMethodDef module_functions[] = {
-    {"acquire", fence_acquire, METH_NOARGS, acquire_doc},
-    {"release", fence_release, METH_NOARGS, release_doc},
-    {"membarrier", call_membarrier, METH_O, membarrier_doc},
-    {NULL, NULL, 0, NULL},
 };
 
 /* The module. */

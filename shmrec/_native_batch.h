@@ -25,6 +25,8 @@
 #include "_native_names.h"
 #include "_native_open.h"
 
+#include <unistd.h>
+
 #define ONE_EVENT (UINT64_C(1) << SHMREC_COUNT_SHIFT)
 
 typedef _Atomic uint64_t Word;
@@ -74,6 +76,9 @@ typedef struct {
     uint64_t number;
     uint64_t events;
     size_t rotation;        /* which open span the next preamble begins with */
+    int stack_fd;           /* where stacks are written when asked for, or -1 */
+    off_t stack_start;
+    uint64_t stack_turn;
 } Batch;
 
 /* The event to add. Tail: what follows the name and, of an end, its duration and span. */
@@ -235,6 +240,16 @@ cold void write_preamble(Batch *batch, uint64_t now)
     publish(batch->committed_word, batch->committed);
 }
 
+/* Have the next stack written from the beginning, if the collector has taken the last one. */
+static void rewind_stack(Batch *batch)
+{
+    uint64_t turn = load(&batch->entry->stack_turn);
+    if (turn != batch->stack_turn) {
+        batch->stack_turn = turn;
+        (void)lseek(batch->stack_fd, batch->stack_start, SEEK_SET);
+    }
+}
+
 /* Seal the batch and open the next one; false if the recording has been closed. */
 cold bool turn(Batch *batch, uint64_t generation, uint64_t now)
 {
@@ -276,6 +291,9 @@ cold bool turn(Batch *batch, uint64_t generation, uint64_t now)
     batch->generation = generation;
     if (batch->spans.live) {
         write_preamble(batch, now);
+    }
+    if (batch->stack_fd >= 0) {
+        rewind_stack(batch);
     }
     return true;
 }

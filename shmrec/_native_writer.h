@@ -266,6 +266,7 @@ static void close_batch(Writer *self)
     batch->position = batch->limit = NULL;
     batch->events = batch->committed = batch->last = 0;
     batch->rotation = 0;
+    batch->stack_fd = -1;
 }
 
 /* Take the ring away; gives the memory, which is to be let go of when all else is done: that may

@@ -16,6 +16,8 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import Any, Final
 
 from shmrec import events, layout
@@ -61,6 +63,9 @@ class OpenBatch:
         "_rotation",
         "_slot_size",
         "_slots",
+        "_stack_fd",
+        "_stack_start",
+        "_stack_turn",
         "_thread",
         "_view",
         "_w_closed",
@@ -68,6 +73,7 @@ class OpenBatch:
         "_w_generation",
         "_w_losses",
         "_w_opening",
+        "_w_stack_turn",
         "_w_state",
         "_w_writing",
         "_words",
@@ -89,6 +95,8 @@ class OpenBatch:
         self._committed = 0
         self._last = 0
         self._rotation = 0
+        self._stack_fd = -1
+        self._stack_start = self._stack_turn = 0
 
     def _place_ring(
         self, view: Any, words: Any, entry: int, ring: int, slot_size: int, slots: int
@@ -105,6 +113,7 @@ class OpenBatch:
         self._w_opening = ENTRY.word("opening", entry)
         self._w_closed = ENTRY.word("closed_generation", entry)
         self._w_losses = ENTRY.word("losses", entry)
+        self._w_stack_turn = ENTRY.word("stack_turn", entry)
         self._number = words[self._w_opening]
         self._writing = words[self._w_writing] & ~1
 
@@ -164,7 +173,17 @@ class OpenBatch:
         self._limit = start + self._slot_size
         if self._open:
             self._preamble(now)
+        if self._stack_fd >= 0:
+            self._rewind_stack()
         return True
+
+    def _rewind_stack(self) -> None:
+        """Have the next stack written from the beginning, if the collector took the last one."""
+        turn = self._words[self._w_stack_turn]
+        if turn != self._stack_turn:
+            self._stack_turn = turn
+            with contextlib.suppress(OSError):
+                os.lseek(self._stack_fd, self._stack_start, os.SEEK_SET)
 
     def _preamble(self, now: int) -> None:
         """Name the open spans; if they are too many, others in every batch."""

@@ -26,6 +26,7 @@ from shmrec.naming import check_name
 from shmrec.ring import Batch, BatchView, Entry, Head, RingReader
 from shmrec.segment import Segment
 from shmrec.snapshot_file import FileWriter
+from shmrec.stack_area import fatal_stack
 
 __all__ = ["CaptureStopped", "Order", "take", "take_cold"]
 
@@ -245,7 +246,7 @@ def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int
             for reader, entry in claimed:
                 _obey(order)
                 _write_producer(
-                    writer, room, reader, entry, order, evidence, oldest, header.generation
+                    segment, writer, room, reader, entry, order, evidence, oldest, header.generation
                 )
             writer.trailer()
         except OSError as error:
@@ -291,6 +292,7 @@ class _Room:
 
 
 def _write_producer(
+    segment: Segment,
     writer: FileWriter,
     room: _Room,
     reader: RingReader,
@@ -327,7 +329,9 @@ def _write_producer(
         # Here too: a ring may have a gigabyte, and the disk may be slow.
         _obey(order)
         writer.batch(entry.index, copy)
-    for stack in order.stacks.get((entry.index, entry.incarnation), ()):
+    fatal = fatal_stack(segment, entry)
+    asked = order.stacks.get((entry.index, entry.incarnation), ())
+    for stack in [fatal, *asked] if fatal is not None else asked:
         writer.stack(entry.index, stack)
     writer.flush()
 

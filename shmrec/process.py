@@ -9,7 +9,19 @@ from __future__ import annotations
 import os
 from typing import Final, NamedTuple
 
-__all__ = ["Stat", "alive", "boot_id", "pid_namespace", "start_ticks", "stat", "users_of"]
+__all__ = [
+    "Signals",
+    "Stat",
+    "alive",
+    "boot_id",
+    "pid_namespace",
+    "signal_bit",
+    "signals",
+    "start_ticks",
+    "stat",
+    "tasks",
+    "users_of",
+]
 
 # Fields of /proc/PID/stat behind the parenthesised command, see proc(5): state is field 3.
 _STATE: Final = 0
@@ -63,6 +75,50 @@ def alive(pid: int, started: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+class Signals(NamedTuple):
+    """Masks of signals, as /proc/PID/status has them: bit n - 1 is signal n."""
+
+    pending: int = 0
+    blocked: int = 0
+    ignored: int = 0
+    caught: int = 0
+
+    def has(self, number: int) -> bool:
+        """Whether somebody does anything with that signal."""
+        return bool((self.blocked | self.ignored | self.caught) & signal_bit(number))
+
+
+_MASKS: Final = (b"ShdPnd:", b"SigBlk:", b"SigIgn:", b"SigCgt:")
+
+
+def signal_bit(number: int) -> int:
+    """The bit of a signal in a mask."""
+    return 1 << (number - 1)
+
+
+def signals(pid: int, task: int = 0) -> Signals:
+    """What the process, or one thread of it, does with signals; nothing if it cannot be read.
+
+    `pending` is what waits for the process as a whole.
+    """
+    try:
+        with open(
+            f"/proc/{pid}/task/{task}/status" if task else f"/proc/{pid}/status", "rb"
+        ) as file:
+            fields = dict(line.split(None, 1) for line in file if line.startswith(_MASKS))
+        return Signals(*(int(fields[name], 16) for name in _MASKS))
+    except (OSError, ValueError, KeyError):
+        return Signals()
+
+
+def tasks(pid: int) -> list[int]:
+    """The process's threads; none if it has gone."""
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task") if name.isdigit()]
+    except OSError:
+        return []
 
 
 def users_of(path: str) -> list[int]:

@@ -27,7 +27,7 @@ from _thread import RLock
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, TypeVar, overload
 
-from shmrec import _engine, events, requests
+from shmrec import _engine, events, requests, stacks
 from shmrec.claim import claim, set_label
 from shmrec.errors import EngineError, LockedError, NoSuchRecordingError, ShmrecError
 from shmrec.layout import ENTRY, EntryState, SegmentState, Verb
@@ -229,6 +229,8 @@ class Recorder:
                 return
             index, self._index = self._index, -1
             ours = self._pid == os.getpid() and self._engine.bound
+            if ours:
+                stacks.disarm(segment)
             free = self._engine.unbind()
             if ours:
                 entry = segment.geometry.entry(index)
@@ -291,6 +293,7 @@ class Recorder:
                 return False
             # Where C code forked behind Python's back, nothing has been forgotten yet.
             self._engine.forget()
+            stacks.after_fork()
             if time.monotonic() < self._retry_at:
                 return False
             try:
@@ -323,6 +326,7 @@ class Recorder:
             segment, self._engine, self.engine, self._label, held=held, timeout=timeout
         )
         self._pid = os.getpid()
+        stacks.arm(segment, self._index, self._engine)
         wake(self._wakeup)
 
     def after_fork(self) -> None:
@@ -350,6 +354,7 @@ def _at_exit(recorder: Recorder) -> None:
 
 
 def _after_fork() -> None:
+    stacks.after_fork()
     for recorder in list(_recorders):
         recorder.after_fork()
 

@@ -13,7 +13,10 @@ from typing import Any
 from shmrec.events import NAME_LIMIT
 from shmrec.values import bounded_text
 
-__all__ = ["Speaker", "native"]
+__all__ = ["Speaker", "main_ident", "native"]
+
+listener: Callable[[int, int], None] | None = None
+"""Told of a thread's ident and kernel id when it records for the first time."""
 
 
 def native(name: str) -> Any:
@@ -24,6 +27,14 @@ def native(name: str) -> Any:
 
 
 _get_native_id: Callable[[], int] = native("get_native_id")
+_get_ident: Callable[[], int] = native("get_ident")
+
+
+def main_ident() -> int:
+    """The main thread's ident, or 0 where threading does not know it."""
+    main = getattr(sys.modules.get("threading"), "_main_thread", None)
+    ident = getattr(main, "ident", None)
+    return ident if type(ident) is int else 0
 
 
 class Speaker:
@@ -41,3 +52,5 @@ class Speaker:
         except Exception:
             # A thread that threading does not know, or of a class whose name raises.
             self.name = "MainThread" if self.id == os.getpid() else ""
+        if listener is not None:
+            listener(_get_ident(), self.id)

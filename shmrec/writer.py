@@ -186,6 +186,15 @@ class Writer(OpenBatch):
             self._take_ring_away()
             return True
 
+    def rewinds(self, fd: int, start: int, /) -> None:
+        """Have `fd`, where stacks are written when asked for, rewound to `start` whenever the
+        collector has taken one; until the ring changes."""
+        with self._lock:
+            if self._guard[0]:
+                self._stack_turn = self._words[self._w_stack_turn]
+                self._stack_start = start
+                self._stack_fd = fd
+
     def forget(self) -> None:
         """In a forked child: the ring is the parent's, and so are lock and open spans."""
         self._guard[0] = 0

@@ -16,13 +16,13 @@ LEVELS = (
     ("process", "naming", "threads", "frames"),
     ("_native",),
     ("extension",),
-    ("fence",),
+    ("fence", "guarded"),
     ("segment",),
-    ("wakeup", "ledger", "batch", "decoder"),
+    ("wakeup", "ledger", "batch", "decoder", "stacks"),
     ("manifest", "bulk", "merging"),
     ("writer", "ring", "ending", "requests", "store"),
     ("_engine",),
-    ("claim", "snapshot_file", "live", "generation"),
+    ("claim", "snapshot_file", "live", "generation", "stack_area"),
     ("recorder", "deaths", "capture", "launch"),
     ("takeover", "flight"),
     ("collector",),
@@ -48,8 +48,8 @@ THIRD_PARTIES = {
 OTHER_THIRD_PARTIES = ("commands.*", "integrations.*")
 
 # The writer maps its private fork guard, and the doctor looks whether it can; only the segment
-# maps what others share.
-MMAP = {"segment", "writer", "commands.verbs.doctor"}
+# maps what others share, and `guarded`, by an address that no Python object knows, a stack area.
+MMAP = {"segment", "guarded", "writer", "commands.verbs.doctor"}
 SHARED_MEMORY = {"segment"}
 
 TOO_HEAVY_FOR_A_PRODUCER = {
