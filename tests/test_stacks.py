@@ -1,0 +1,451 @@
+"""Stacks that faulthandler leaves in shared memory: real processes, dying or asked by signal."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmrec import guarded, layout, process, segment
+from shmrec.extension import EXTENSION
+from shmrec.layout import ENTRY, STACK, Geometry, StackFlag
+from shmrec.manifest import Stack
+from shmrec.ring import Entry, RingReader
+from shmrec.segment import Segment
+from shmrec.stack_area import Asking, fatal_stack, take_stacks
+from shmrec.stacks import stack_signal
+
+from .arena import Arena
+from .conftest import Script, wait_until
+
+ALL = StackFlag.ASKED | StackFlag.FATAL
+JOIN = """
+import faulthandler, os, re, signal, sys, threading, time
+import shmrec
+def join():
+    return shmrec.attach(label="dumped", required=True)
+def say(*what):
+    sys.stdout.write(" ".join(map(str, what)) + "\\n")
+    sys.stdout.flush()
+"""
+STAY = "\nsay('in')\nsys.stdin.readline()\n"
+
+Start = Callable[..., Script]
+
+
+@pytest.fixture
+def memory(recording_name: str) -> Iterator[Segment]:
+    made = segment.create(
+        recording_name, Geometry.of(0, 4), keep_size=1 << 20, keep_period_ns=10**10
+    )
+    with made:
+        yield made
+
+
+@pytest.fixture
+def start(script: Callable[..., Script], memory: Segment) -> Start:
+    """A program that may `join` the recording; what it is not told by `env` is the default."""
+
+    def run(source: str, **env: str) -> Script:
+        clean = {"SHMREC_RECORDING": memory.name, "PYTHONFAULTHANDLER": "", "SHMREC_SIGNAL": ""}
+        return script(JOIN + source, env={**clean, **env})
+
+    return run
+
+
+def entry_of(memory: Segment, pid: int) -> Entry:
+    readers = (RingReader(memory.view, memory.words, memory.geometry, n) for n in range(4))
+    entries = [entry for entry in (reader.entry() for reader in readers) if entry.pid == pid]
+    return max(entries, key=lambda entry: entry.attached_ns)
+
+
+def asked(memory: Segment, pid: int, **options: Any) -> list[Stack]:
+    (found,) = take_stacks(memory, [Asking(entry_of(memory, pid), -1)], **options).values()
+    return found
+
+
+def ask(memory: Segment, pid: int) -> Stack:
+    (found,) = asked(memory, pid, deadline_seconds=20.0)
+    return found
+
+
+def area(memory: Segment, index: int) -> bytes:
+    at = memory.geometry.stack(index)
+    return bytes(memory.view[at : at + layout.STACK_SIZE])
+
+
+# When asked.
+
+
+def test_a_process_that_holds_the_gil_leaves_the_stacks_of_all_its_threads(
+    memory: Segment, start: Start
+) -> None:
+    held = """
+join()
+def beside():
+    with shmrec.span("beside"):
+        say("in")
+        time.sleep(60)
+threading.Thread(target=beside, daemon=True).start()
+sys.stdin.readline()
+def stuck():
+    say("stuck")
+    re.match(r"(a+)+$", "a" * 60 + "b")
+stuck()
+"""
+    held_one = start(held)
+    assert held_one.line() == "in"
+    held_one.say()
+    assert held_one.line() == "stuck"
+    # It says so before it is.
+    wait_until(lambda: "in match" in ask(memory, held_one.pid).text)
+    stack = ask(memory, held_one.pid)
+    assert (stack.kind, stack.cut, stack.note) == ("asked", False, "")
+    assert " in stuck\n" in stack.text
+    assert " in beside\n" in stack.text
+    # Idents lead to the threads that events are of.
+    idents = {int(text, 16) for text in re.findall(r"hread (0x[0-9a-f]+)", stack.text)}
+    assert idents == stack.idents.keys()
+    assert set(stack.idents.values()) == set(process.tasks(held_one.pid))
+    main = [each for each, thread in stack.idents.items() if thread == held_one.pid]
+    assert stack.text.rindex(f"{main[0]:x}") < stack.text.index(" in stuck\n")
+
+
+def test_the_next_stack_starts_anew_once_the_process_has_recorded(
+    memory: Segment, start: Start
+) -> None:
+    # All on one line, and in no other function, so that every stack is the same.
+    steady = start(
+        "join()\ndef waiting():\n    while os.write(1, b'in\\n') and sys.stdin.readline():"
+        " shmrec.instant('turn')\nwaiting()\n"
+    )
+    steady.line()
+    first = ask(memory, steady.pid).text
+    assert " in waiting\n" in first
+    room = layout.STACK_SIZE // len(first)
+    for _ in range(room + 2):
+        # A new generation, so that it opens a batch.
+        memory.bump("generation")
+        steady.say()
+        steady.line()
+        stack = ask(memory, steady.pid)
+        assert (stack.text, stack.cut) == (first, False)
+    # Without a sign of life it goes on behind the last one, until there is no room.
+    stacks = [ask(memory, steady.pid) for _ in range(room + 1)]
+    assert [stack.text for stack in stacks[:3]] == [first] * 3
+    assert stacks[-1].text == ""
+    assert "no room was left" in stacks[-1].note
+    assert any(stack.cut for stack in stacks)
+    memory.bump("generation")
+    steady.say()
+    steady.line()
+    assert ask(memory, steady.pid).text == first
+
+
+def test_a_dump_that_is_too_long_is_cut_and_touches_nothing_else(
+    memory: Segment, start: Start
+) -> None:
+    long = """
+recorder = join()
+name = "f" * 400
+scope = {"say": say, "sys": sys}
+exec(f"def {name}(n):\\n    {name}(n - 1) if n else (say('in'), sys.stdin.readline())", scope)
+say("joined")
+sys.stdin.readline()
+threading.Thread(target=scope[name], args=(90,)).start()
+"""
+    deep, neighbours = start(long), [start("join()" + STAY) for _ in range(2)]
+    for each in (deep, *neighbours):
+        each.line()
+    others = [n for n in range(4) if n != entry_of(memory, deep.pid).index]
+    before = [area(memory, n) for n in others], memory.field("name")
+    deep.say()
+    deep.line()
+    stack = ask(memory, deep.pid)
+    room = STACK.bytes_at("asked")
+    assert stack.cut
+    assert len(stack.text) == room.stop - room.start
+    assert ([area(memory, n) for n in others], memory.field("name")) == before
+    # The parts are each other's neighbours too.
+    assert fatal_stack(memory, entry_of(memory, deep.pid)) is None
+    deep.kill(signal.SIGSEGV)
+    assert deep.wait() == -signal.SIGSEGV
+    fatal = fatal_stack(memory, entry_of(memory, deep.pid))
+    assert fatal is not None
+    assert fatal.cut
+    assert fatal.text.startswith("Fatal Python error: Segmentation fault\n")
+    assert len(fatal.text) == STACK["asked"] - STACK["fatal"]
+    assert area(memory, entry_of(memory, deep.pid).index)[STACK["asked"] :].strip(b"\0") == b""
+
+
+def test_who_cannot_answer_is_not_asked_and_why_is_said(memory: Segment, start: Start) -> None:
+    plain = start("join()" + STAY)
+    plain.line()
+    at = memory.geometry.entry(entry_of(memory, plain.pid).index)
+    plain.kill(signal.SIGSTOP)
+    wait_until(lambda: process.stat(plain.pid).state == "T")  # type: ignore[union-attr]
+    assert asked(memory, plain.pid)[0].note == "it is stopped"
+    plain.kill(signal.SIGCONT)
+    wait_until(lambda: process.stat(plain.pid).state != "T")  # type: ignore[union-attr]
+    word = ENTRY.word("stack_signal", at)
+    for number, why in (
+        (signal.SIGKILL, "signal 9, which is no real-time signal"),
+        (signal.SIGRTMAX + 1, "no real-time signal"),
+        (signal.SIGRTMAX, "does not listen to signal 64 any more"),
+    ):
+        memory.words[word] = number
+        assert why in asked(memory, plain.pid)[0].note
+    memory.words[word] = stack_signal()
+    memory.words[ENTRY.word("start_ticks", at)] += 1
+    assert asked(memory, plain.pid)[0].note == "it has ended"
+    memory.words[ENTRY.word("start_ticks", at)] -= 1
+    memory.words[ENTRY.word("stacks", at)] = 0
+    assert asked(memory, plain.pid)[0].note == "it leaves none when asked"
+    memory.words[ENTRY.word("stacks", at)] = ALL
+    assert ask(memory, plain.pid).text
+    plain.say()
+    assert plain.wait() == 0
+
+
+def test_a_process_that_keeps_the_signal_blocked_is_given_up(memory: Segment, start: Start) -> None:
+    blocks = "join()\nsignal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
+    deaf = start(
+        blocks + STAY + "signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())" + STAY
+    )
+    deaf.line()
+    (stack,) = asked(memory, deaf.pid, deadline_seconds=0.05)
+    assert (stack.text, stack.note) == ("", "it did not answer in time")
+    deaf.say()
+    deaf.line()
+    # Its answer came after all; it is not taken for the next one.
+    late, stack = asked(memory, deaf.pid, deadline_seconds=20.0)
+    assert "earlier request" in late.note
+    assert late.text
+    assert stack.text
+    assert stack.note == ""
+
+
+def test_threads_that_never_take_signals_do_not_hold_it_up(memory: Segment, start: Start) -> None:
+    plain = start(
+        "join()\ndef deaf():\n    signal.pthread_sigmask(signal.SIG_BLOCK, range(34, 65))\n"
+        "    say('deaf')\n    time.sleep(60)\n"
+        "threading.Thread(target=deaf, daemon=True).start()" + STAY
+    )
+    assert {plain.line(), plain.line()} == {"in", "deaf"}
+    stack = ask(memory, plain.pid)
+    assert " in deaf\n" in stack.text
+    assert not stack.cut
+
+
+@pytest.mark.parametrize("setting", ["0", "x", "9"])
+def test_they_can_be_switched_off(memory: Segment, start: Start, setting: str) -> None:
+    without = start("join()\nsay(faulthandler.is_enabled())" + STAY, SHMREC_SIGNAL=setting)
+    assert [without.line(), without.line()] == ["False", "in"]
+    assert entry_of(memory, without.pid).stacks == 0
+
+
+def test_a_signal_that_is_taken_stays_whose_it_is(memory: Segment, start: Start) -> None:
+    other = start(
+        f"signal.signal({signal.SIGRTMIN}, lambda *_: say('mine'))\njoin()" + STAY,
+        SHMREC_SIGNAL=str(int(signal.SIGRTMIN)),
+    )
+    other.line()
+    assert entry_of(memory, other.pid).stacks == StackFlag.FATAL
+    assert asked(memory, other.pid)[0].text == ""
+    other.kill(signal.SIGRTMIN)
+    assert other.line() == "mine"
+
+
+# At a fatal signal.
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE])
+def test_a_fatal_signal_leaves_a_stack_and_ends_the_process_as_ever(
+    memory: Segment, start: Start, number: int
+) -> None:
+    dying = start("join()\ndef victim():\n    say('in')\n    sys.stdin.readline()\nvictim()")
+    dying.line()
+    assert entry_of(memory, dying.pid).stacks == ALL
+    dying.kill(number)
+    assert dying.wait() == -number
+    stack = fatal_stack(memory, entry_of(memory, dying.pid))
+    assert stack is not None
+    assert stack.text.startswith("Fatal Python error: ")
+    assert " in victim\n" in stack.text
+    assert not stack.cut
+
+
+def test_an_application_that_has_faulthandler_keeps_it(memory: Segment, start: Start) -> None:
+    with tempfile.TemporaryFile("w+") as own:
+        theirs = f"os.open('/proc/{os.getpid()}/fd/{own.fileno()}', os.O_WRONLY)"
+        before = start(f"faulthandler.enable({theirs})\njoin()" + STAY)
+        before.line()
+        assert entry_of(memory, before.pid).stacks == StackFlag.ASKED | StackFlag.APPLICATION
+        before.kill(signal.SIGSEGV)
+        before.wait()
+        own.seek(0)
+        assert own.read().startswith("Fatal Python error")
+    assert fatal_stack(memory, entry_of(memory, before.pid)) is None
+
+
+def test_an_application_that_takes_it_later_gets_it(memory: Segment, start: Start) -> None:
+    with tempfile.TemporaryFile("w+") as own:
+        theirs = f"os.open('/proc/{os.getpid()}/fd/{own.fileno()}', os.O_WRONLY)"
+        later = start(
+            f"recorder = join()\nfaulthandler.enable(file={theirs})\nsay('in')\n"
+            "sys.stdin.readline()\nshmrec.detach()\nsay(faulthandler.is_enabled())" + STAY
+        )
+        later.line()
+        assert entry_of(memory, later.pid).stacks == StackFlag.ASKED | StackFlag.APPLICATION
+        later.say()
+        # It is not ours to disable either.
+        assert [later.line(), later.line()] == ["True", "in"]
+        later.kill(signal.SIGSEGV)
+        later.wait()
+        own.seek(0)
+        assert own.read().startswith("Fatal Python error")
+
+
+def test_after_detaching_nothing_is_left_behind(memory: Segment, start: Start) -> None:
+    left = start(
+        "count = lambda: len(os.listdir('/proc/self/fd'))\nrecorder = join()\nwith_it = count()\n"
+        "recorder.detach()\nsay(faulthandler.is_enabled(), with_it - count())\n"
+        "kept = [each for each in open('/proc/self/maps') if 'shmrec.' in each]\n"
+        "recorder = join()\nsay(faulthandler.is_enabled(), with_it - count(), len(kept))" + STAY
+    )
+    # The segment's, that of its mapping, and those of the two parts.
+    assert left.line() == "False 4"
+    assert left.line() == "True 0 0"
+    left.line()
+    assert entry_of(memory, left.pid).stacks == ALL
+    assert ask(memory, left.pid).text
+
+
+def test_the_hosts_handler_of_sigabrt_comes_after_the_stacks(memory: Segment, start: Start) -> None:
+    host = start(
+        "from shmrec import stacks\njoin()\n"
+        "signal.signal(signal.SIGABRT, lambda *_: (say('handled'), sys.exit(1)))\n"
+        "stacks.renew()" + STAY
+    )
+    host.line()
+    host.kill(signal.SIGABRT)
+    assert host.line() == "handled"
+    assert host.wait() == 1
+    stack = fatal_stack(memory, entry_of(memory, host.pid))
+    # In order, after its detaching.
+    assert stack is None or "Aborted" in stack.text
+    assert b"Fatal Python error: Aborted" in area(memory, entry_of(memory, host.pid).index)
+
+
+# Forks.
+
+
+def test_a_forked_child_writes_nothing_into_its_parents_area(memory: Segment, start: Start) -> None:
+    parent = start(
+        "join()\nchild = os.fork()\n"
+        "if not child:\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "say(os.waitpid(child, 0)[1] & 0x7F)\n"
+        "child = os.fork()\n"
+        "if not child:\n    shmrec.instant('first')\n    say(os.getpid())\n    time.sleep(60)\n"
+        "sys.stdin.readline()\nos.kill(child, signal.SIGSEGV)\n"
+        "say(os.waitpid(child, 0)[1] & 0x7F)" + STAY
+    )
+    assert parent.line() == "11"
+    child = int(parent.line())
+    assert fatal_stack(memory, entry_of(memory, parent.pid)) is None
+    wait_until(lambda: entry_of(memory, child).stacks == ALL)
+    assert ask(memory, child).text
+    assert ask(memory, parent.pid).text
+    parent.say()
+    assert parent.line() == "11"
+    assert fatal_stack(memory, entry_of(memory, parent.pid)) is None
+    assert fatal_stack(memory, entry_of(memory, child)) is not None
+
+
+# Parts.
+
+
+@pytest.mark.parametrize("extension", [True, False])
+def test_memory_with_a_guard_ends_where_it_says(
+    extension: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not extension:
+        monkeypatch.setattr(guarded, "EXTENSION", None)
+    elif EXTENSION is None:
+        pytest.skip("there is no extension")
+    size, page = 2 * layout.PAGE, layout.PAGE
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(8 * page))
+        file.flush()
+        address = guarded.map_guarded(file.fileno(), 2 * page, size)
+        with open("/proc/self/mem", "r+b", buffering=0) as all_memory:
+            all_memory.seek(address)
+            written = 0
+            while taken := all_memory.write(b"x" * min(1000, size - written + 1)):
+                written += taken
+                if written == size:
+                    break
+            all_memory.seek(address + size)
+            with pytest.raises(OSError, match="Input/output error"):
+                all_memory.write(b"x")
+        guarded.unmap_guarded(address, size)
+        assert written == size
+        file.seek(0)
+        assert file.read() == bytes(2 * page) + b"x" * size + bytes(4 * page)
+    with pytest.raises(OSError, match=r"Bad file descriptor|cannot map"):
+        guarded.map_guarded(1 << 20, 0, page)
+
+
+def test_the_writer_rewinds_when_the_collector_has_taken_a_stack() -> None:
+    arena = Arena()
+    with tempfile.TemporaryFile() as file:
+        fd = file.fileno()
+        os.lseek(fd, 500, os.SEEK_SET)
+        writer = arena.writer()
+        writer.rewinds(fd, 100)
+        turn = ENTRY.word("stack_turn", arena.entry)
+        for generation, expected in enumerate((500, 100, 100), start=2):
+            arena.set_generation(generation)
+            writer.instant("turn")
+            assert os.lseek(fd, 0, os.SEEK_CUR) == expected
+            arena.words[turn] += 1
+            if expected == 100:
+                os.lseek(fd, 700, os.SEEK_SET)
+
+
+def test_more_threads_than_rows_use_rows_again(memory: Segment, start: Start) -> None:
+    many = start(
+        "join()\ndef speak():\n    shmrec.instant('here')\n    barrier.wait()\n"
+        "barrier = threading.Barrier(301)\nthreading.stack_size(65536)\n"
+        "for _ in range(300):\n    threading.Thread(target=speak).start()\nbarrier.wait()" + STAY
+    )
+    many.line()
+    words = memory.words[
+        STACK.word("threads", memory.geometry.stack(entry_of(memory, many.pid).index)) :
+    ][: 2 * layout.STACK_THREADS].tolist()
+    assert all(words)
+    assert len(set(words[::2])) == layout.STACK_THREADS
+
+
+def test_a_snapshot_carries_them_and_a_reader_has_them(
+    memory: Segment, start: Start, tmp_path: Path
+) -> None:
+    from shmrec import read
+    from shmrec.takeover import recover
+
+    dying = start("join()\nwith shmrec.span('work'):\n    say('in')\n    sys.stdin.readline()")
+    dying.line()
+    dying.kill(signal.SIGSEGV)
+    dying.wait()
+    (producer,) = read(recover(memory, tmp_path)).producers
+    (stack,) = producer.stacks
+    assert stack.kind == "fatal"
+    assert stack.text.startswith("Fatal Python error: Segmentation fault")
+    assert set(stack.idents.values()) == {span.thread for span in producer.open_spans}
+    assert producer.stack_flags == ALL
