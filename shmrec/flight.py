@@ -23,7 +23,7 @@ from shmrec.errors import (
     AlreadyStartedError,
     NotStartedError,
 )
-from shmrec.layout import Verb
+from shmrec.layout import Stacks, Verb
 from shmrec.naming import check_name
 from shmrec.recorder import ENVIRONMENT, ENVIRONMENT_PATH, SNAPSHOT_SECONDS, Recorder
 from shmrec.segment import Segment, open_segment
@@ -190,8 +190,13 @@ class FlightRecorder:
             with store.take_transfer(Path(path), directory) as source:
                 return _copy(source, file)
 
-    def snapshot(self, reason: str = "") -> Path:
-        """Take a snapshot into the directory; its path. Raises as `write_to` does."""
+    def snapshot(self, reason: str = "", *, stacks: bool | int = False) -> Path:
+        """Take a snapshot into the directory; its path. Raises as `write_to` does.
+
+        `stacks`: with the Python stacks of all processes (True), or of the one with that pid.
+        Reading those of threads that run has crashed interpreters, though rarely.
+        """
+        wish = Stacks.ALL if stacks is True else Stacks.ONE if stacks else Stacks.NONE
         with self._in_use("snapshot") as segment:
             return Path(
                 requests.ask(
@@ -199,6 +204,7 @@ class FlightRecorder:
                     self._wakeup,
                     Verb.SNAPSHOT,
                     reason=reason,
+                    argument=(wish, int(stacks) if wish == Stacks.ONE else 0),
                     timeout=SNAPSHOT_SECONDS,
                 )
             )

@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 from types import EllipsisType
 from typing import Any, Final
 
-from shmrec import layout
+from shmrec import layout, stacks
 from shmrec.integrations.gunicorn_chain import add
 from shmrec.integrations.gunicorn_deaths import DeathFilter
 from shmrec.integrations.gunicorn_master import MasterRecording, Settings
@@ -132,7 +132,15 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """The application is loaded; see to it that an ASGI one tells its status."""
+    """The application is loaded; see to it that an ASGI one tells its status.
+
+    Since `post_fork` gunicorn has set up its signals: at SIGABRT, by which it ends a worker that
+    does not answer, the stacks come first, then its own handler and `worker_abort`.
+    """
+    try:
+        stacks.renew()
+    except Exception as error:
+        _warn(worker.log, f"no stacks at SIGABRT: {error}")
     app = getattr(worker, "asgi", None)
     if _spans is not None and app is not None:
         worker.asgi = _spans.watch(app)

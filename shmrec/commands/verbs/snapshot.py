@@ -14,7 +14,7 @@ import click
 from shmrec import requests, store
 from shmrec.commands.parameters import open_recording, recording_arguments
 from shmrec.errors import SnapshotWriteError
-from shmrec.layout import REASON_BYTES, Verb
+from shmrec.layout import REASON_BYTES, Stacks, Verb
 from shmrec.wakeup import open_wakeup
 
 _EPILOG: Final = """\b
@@ -23,6 +23,11 @@ Examples:
   shmrec-dump snapshot web -o /tmp/web.shmrec
   shmrec-dump info "$(shmrec-dump snapshot web)"
   ssh host shmrec-dump snapshot web -o - > web.shmrec
+  shmrec-dump snapshot web --stacks=4123 --reason "pid 4123 spins"
+
+Stacks are written by the processes themselves, by faulthandler at a real-time signal, also where
+one holds the GIL. Reading the stacks of a thread that runs has crashed interpreters (CPython
+issues 116008 and 131580), though rarely: name the process under suspicion rather than all.
 """
 
 
@@ -37,6 +42,14 @@ Examples:
     "into the collector's directory.",
 )
 @click.option(
+    "--stacks",
+    is_flag=False,
+    flag_value="all",
+    metavar="[=PID]",
+    callback=lambda context, parameter, value: _to_wish(value),
+    help="With the Python stacks of process PID, or of all of them.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     default=30.0,
@@ -44,7 +57,12 @@ Examples:
     help="Seconds to wait for the collector.",
 )
 def command(
-    name: str | None, path: str | None, reason: str, output: Path | None, timeout: float
+    name: str | None,
+    path: str | None,
+    reason: str,
+    output: Path | None,
+    stacks: tuple[int, int],
+    timeout: float,
 ) -> None:
     """Take a snapshot of all processes of recording NAME, and print its path."""
     if len(reason.encode("utf-8", "replace")) > REASON_BYTES:
@@ -56,7 +74,9 @@ def command(
         _check_free(output)
     with open_recording(name, path, writable=True) as segment:
         verb = Verb.SNAPSHOT if output is None else Verb.TRANSFER
-        taken = requests.ask(segment, open_wakeup(segment), verb, reason=reason, timeout=timeout)
+        taken = requests.ask(
+            segment, open_wakeup(segment), verb, reason=reason, argument=stacks, timeout=timeout
+        )
     if output is None:
         click.echo(os.fsencode(taken))
         return
@@ -70,6 +90,19 @@ def command(
             shutil.copyfileobj(source, unfinished.file)
             unfinished.publish(_only(output))
     click.echo(os.fsencode(output))
+
+
+def _to_wish(value: str | None) -> tuple[int, int]:
+    """Of whom stacks are wanted, as a request says it."""
+    if value is None:
+        return Stacks.NONE, 0
+    if value == "all":
+        return Stacks.ALL, 0
+    if not value.isdecimal() or not 0 < int(value) < 1 << 31:
+        raise click.BadParameter(
+            f"{value!r} is no process: write --stacks=PID, or --stacks for all"
+        )
+    return Stacks.ONE, int(value)
 
 
 def _check_free(output: Path) -> None:
