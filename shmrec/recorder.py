@@ -27,7 +27,7 @@ from _thread import RLock
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, TypeVar, overload
 
-from shmrec import _engine, events, requests, stacks
+from shmrec import _engine, events, requests
 from shmrec.claim import claim, set_label
 from shmrec.errors import EngineError, LockedError, NoSuchRecordingError, ShmrecError
 from shmrec.layout import ENTRY, EntryState, SegmentState, Verb
@@ -230,7 +230,7 @@ class Recorder:
             index, self._index = self._index, -1
             ours = self._pid == os.getpid() and self._engine.bound
             if ours:
-                stacks.disarm(segment)
+                _stacks().disarm(segment)
             free = self._engine.unbind()
             if ours:
                 entry = segment.geometry.entry(index)
@@ -293,7 +293,7 @@ class Recorder:
                 return False
             # Where C code forked behind Python's back, nothing has been forgotten yet.
             self._engine.forget()
-            stacks.after_fork()
+            _stacks().after_fork()
             if time.monotonic() < self._retry_at:
                 return False
             try:
@@ -326,7 +326,7 @@ class Recorder:
             segment, self._engine, self.engine, self._label, held=held, timeout=timeout
         )
         self._pid = os.getpid()
-        stacks.arm(segment, self._index, self._engine)
+        _stacks().arm(segment, self._index, self._engine)
         wake(self._wakeup)
 
     def after_fork(self) -> None:
@@ -353,8 +353,16 @@ def _at_exit(recorder: Recorder) -> None:
         util.Finalize(None, leave, exitpriority=0)
 
 
+def _stacks() -> Any:
+    # Whoever only imports shmrec should not pay for what attaching needs.
+    from shmrec import stacks
+
+    return stacks
+
+
 def _after_fork() -> None:
-    stacks.after_fork()
+    if "shmrec.stacks" in sys.modules:
+        _stacks().after_fork()
     for recorder in list(_recorders):
         recorder.after_fork()
 

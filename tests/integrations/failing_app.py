@@ -1,0 +1,108 @@
+"""werkzeug's test application, as published, with views that fail; as WSGI and as ASGI (`asgi`).
+
+Runs in gunicorn's workers. A view fails in a function of its own, which a report is to name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from werkzeug.testapp import test_app
+
+PATIENCE_SECONDS = 60.0
+_GROWTH = 1 << 20
+
+
+def read_nowhere() -> None:
+    ctypes.string_at(0)
+
+
+def give_up() -> None:
+    os.abort()
+
+
+def hold_the_gil() -> None:
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+def loop_for_long() -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        pass
+
+
+def sleep_for_long() -> None:
+    time.sleep(PATIENCE_SECONDS)
+
+
+def leave() -> None:
+    os._exit(3)
+
+
+def fail_in_a_thread() -> None:
+    def fails() -> None:
+        raise ValueError("nobody handles this")
+
+    thread = threading.Thread(target=fails, name="helper")
+    thread.start()
+    thread.join()
+    wait_to_be_let_out()
+
+
+def take_all_memory() -> None:
+    # Once it has been put into a cgroup that has too little.
+    wait_to_be_let_out()
+    kept = []
+    while True:
+        kept.append(os.urandom(_GROWTH))
+
+
+def wait_to_be_let_out() -> None:
+    gates = Path(os.environ["GATES"])
+    (gates / "in-view").touch()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (gates / "out-view").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+VIEWS: dict[str, Callable[[], None]] = {
+    "/segv": read_nowhere,
+    "/abort": give_up,
+    "/gil": hold_the_gil,
+    "/loop": loop_for_long,
+    "/sleep": sleep_for_long,
+    "/leave": leave,
+    "/thread": fail_in_a_thread,
+    "/memory": take_all_memory,
+    "/wait": wait_to_be_let_out,
+}
+
+
+def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    view = VIEWS.get(environ["PATH_INFO"])
+    if view is not None:
+        view()
+    return test_app(environ, start_response)
+
+
+async def asgi(
+    scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]
+) -> None:
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    view = VIEWS.get(scope["path"])
+    if view is not None:
+        view()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
