@@ -45,6 +45,7 @@ ONCE = {
     "test_packaging",
     "test_requests",
     "test_segment",
+    "test_stack_text",
     "test_store",
     "test_twins",
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEVELS = (
-    ("_version", "errors", "events", "checksum", "durable"),
+    ("_version", "errors", "events", "checksum", "durable", "phrases", "stack_text"),
     ("layout", "values"),
     ("process", "naming", "threads", "frames"),
     ("_native",),
