@@ -23,9 +23,11 @@ LEVELS = (
     ("writer", "ring", "ending", "requests", "store"),
     ("_engine",),
     ("claim", "snapshot_file", "live", "generation"),
-    ("recorder", "deaths", "capture", "launch"),
-    ("takeover", "flight"),
-    ("collector",),
+    ("recorder", "deaths", "capture", "launch", "survey"),
+    ("takeover", "flight", "findings"),
+    ("collector", "verdict"),
+    ("culprits",),
+    ("forensics",),
     ("commands.*", "integrations.*"),
 )
 
