@@ -6,6 +6,7 @@ snapshot are hostile: those that make no sense are as good as not there.
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -27,11 +28,14 @@ __all__ = [
     "memory_said",
     "number_of",
     "stack_missing",
+    "threads_of",
 ]
 
 ENDED: Final = ("dead", "exited", "detached")
 """The states of producers that are no more."""
 
+_REQUEST: Final = "request"
+"""What the integrations call the span of a request."""
 _LATELY: Final = 5_000_000_000
 _DAMAGE_SHOWN: Final = 3
 _MILLION: Final = 1_000_000
@@ -143,6 +147,12 @@ class Finding:
         spans = [thread.spans[-1] for thread in self.threads if thread.spans]
         return min(spans, key=lambda span: (span.start_ns, span.span), default=None)
 
+    @property
+    def request(self) -> OpenSpan | None:
+        """The request open for longest, or else the span."""
+        spans = [span for each in self.threads for span in each.spans if span.name == _REQUEST]
+        return min(spans, key=lambda span: (span.start_ns, span.span), default=self.oldest)
+
     def age_ns(self, span: OpenSpan) -> int:
         """For how long the span had been open."""
         return self.reference_ns - span.start_ns
@@ -157,7 +167,7 @@ def find(snapshot: Snapshot, producer: Producer, seen: Seen) -> Finding:
     found.unhandled = list(seen.unhandled)
     _rates(found, seen)
     dump = _choose_dump(found)
-    found.threads = _threads(found, dump)
+    found.threads = threads_of(producer, found.stack, dump)
     found.trend = _trend(producer)
     found.waiting = _waiting(found)
     found.unknowns = _unknowns(found, dump)
@@ -196,27 +206,27 @@ def _choose_dump(found: Finding) -> Dump | None:
     return None
 
 
-def _threads(found: Finding, dump: Dump | None) -> list[Thread]:
+def threads_of(producer: Producer, stack: Stack | None, dump: Dump | None) -> list[Thread]:
+    """The threads of one of its dumps beside their open spans, and those that have only spans.
+
+    In the order of `Finding.threads`.
+    """
     threads: dict[int, Thread] = {}
-    spans = found.producer.open_spans
+    spans = producer.open_spans
     for span in sorted(spans, key=lambda span: (span.start_ns, span.span), reverse=True):
         threads.setdefault(span.thread, Thread(span.thread, span.thread_name)).spans.append(span)
-    if found.last is not None and found.last.thread in threads:
-        threads[found.last.thread].name = found.last.thread_name
     rest: list[Thread] = []
-    idents = found.stack.idents if found.stack is not None else {}
-    for stack in dump.threads if dump is not None else ():
-        number = idents.get(stack.ident, 0)
+    idents = stack.idents if stack is not None else {}
+    for calls in dump.threads if dump is not None else ():
+        number = idents.get(calls.ident, 0)
         known = threads.get(number) if number else None
         if known is not None and known.stack is None:
-            known.stack = stack
+            known.stack = calls
         else:
-            name = stack.name
-            if not name and number == found.producer.pid:
-                name = "MainThread"
-            rest.append(Thread(number, name, [], stack))
+            main = bool(number) and number == producer.pid
+            rest.append(Thread(number, calls.name or ("MainThread" if main else ""), [], calls))
     ordered = sorted(threads.values(), key=lambda thread: (thread.since_ns, thread.thread)) + rest
-    if found.fatal:
+    if dump is not None and dump.fatal:
         ordered.sort(key=lambda thread: not (thread.stack is not None and thread.stack.current))
     return ordered
 
@@ -269,14 +279,16 @@ def _waiting(found: Finding) -> str:
     return ", ".join(words)
 
 
-def stack_missing(found: Finding) -> str:
+def stack_missing(producer: Producer) -> str:
     """Why there is no stack of a producer; "" if there is one."""
-    if found.stack is not None:
+    if producer.stacks:
         return ""
-    flags = found.producer.stack_flags
-    if found.ended:
+    flags = producer.stack_flags
+    if producer.cause is not None and producer.cause.signal == signal.SIGKILL:
+        return "no stack: nothing can be written at SIGKILL, and it was not asked for before"
+    if producer.state in ENDED:
         if flags & StackFlag.APPLICATION:
-            return "stacks at a fatal signal go where the application's own faulthandler writes"
+            return "no stack: at a fatal signal it goes where the application's faulthandler writes"
         if not flags & StackFlag.FATAL:
             return "no stack: faulthandler was not armed in it"
         return "no stack: nothing was written at its end"
@@ -332,13 +344,13 @@ def _of_the_stack(found: Finding, stack: Stack, dump: Dump | None) -> list[str]:
     return said
 
 
-def memory_said(trend: Trend | None, reference_ns: int) -> str:
+def memory_said(trend: Trend | None, reference_ns: int, end: str = "its end") -> str:
     """How much memory a process had, beside its limit; "" if that is not known."""
     if trend is None or trend.last_rss < 0:
         return ""
     before = max(0, reference_ns - trend.last_ns)
     of = f" of {size(trend.limit)} allowed" if trend.limit else ""
-    text = f"{size(trend.last_rss)} resident{of}, {age(before)} before its end"
+    text = f"{size(trend.last_rss)} resident{of}, {age(before)} before {end}"
     if trend.peak_rss > trend.last_rss:
         text += f", {size(trend.peak_rss)} at most"
     over = trend.last_ns - trend.first_ns

@@ -51,8 +51,13 @@ _ESCAPE: Final = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))
 _INSTALLED: Final = re.compile(
     r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib(?:64)?[/\\]python\d(?:\.\d+t?)?[/\\]"
     r"|[/\\]python\d+\.zip(?:[/\\]|\Z)|\A<frozen [^>]*>\Z"
+    # What starts programs.
+    r"|[/\\]bin[/\\][^/\\.]+\Z"
     # This package, where it is run from a checkout.
     r"|[/\\]shmrec[/\\](?:integrations[/\\]\w+|recorder|writer|batch|_engine|__init__)\.py\Z"
+)
+_PACKAGES: Final = re.compile(
+    r".*[/\\](?:(?:site|dist)-packages|lib(?:64)?[/\\]python\d(?:\.\d+t?)?|python\d+\.zip|bin)[/\\]"
 )
 
 
@@ -68,6 +73,12 @@ class Frame:
     def library(self) -> bool:
         """Whether it is installed, standard or frozen code, and not the application's own."""
         return _is_library(self.file)
+
+    @property
+    def place(self) -> str:
+        """File and line; a library's file from where its packages lie."""
+        file = _PACKAGES.sub("", self.file) if self.library else self.file
+        return f"{file}:{self.line if self.line is not None else '?'}"
 
 
 @lru_cache(maxsize=4096)

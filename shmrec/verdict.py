@@ -45,7 +45,6 @@ _DEADLY: Final = ("Segmentation fault", "Floating point exception", "Floating-po
 _JUST: Final = 10_000_000_000
 _ARGUMENTS: Final = 160
 _MESSAGE: Final = 200
-_REQUEST: Final = "request"
 
 
 def judge(found: Finding) -> Verdict | None:
@@ -179,7 +178,7 @@ def _host_word(found: Finding) -> str:
 def _host_timeout(found: Finding, how: str) -> Verdict:
     timeout = number_of(found.producer.host, "timeout_ms") or 0
     evidence = [_host_word(found)]
-    request = _open_request(found)
+    request = found.request
     text = f"Host timeout: ended by its host ({how}) after {age(timeout * 1_000_000)}"
     if request is not None:
         text += f", inside `{safe(request.name)}` for {age(found.age_ns(request))}"
@@ -190,14 +189,8 @@ def _host_timeout(found: Finding, how: str) -> Verdict:
     if where:
         evidence.append(where)
     elif found.stack is None:
-        evidence.append(stack_missing(found))
+        evidence.append(stack_missing(found.producer))
     return Verdict("host timeout", f"{text}.", evidence)
-
-
-def _open_request(found: Finding) -> OpenSpan | None:
-    """The request open for longest, or else the span."""
-    spans = [span for thread in found.threads for span in thread.spans if span.name == _REQUEST]
-    return min(spans, key=lambda span: (span.start_ns, span.span), default=found.oldest)
 
 
 def _executing(found: Finding, span: OpenSpan | None) -> str:
@@ -224,7 +217,7 @@ def _fatal(found: Finding, number: int) -> Verdict:
     elif found.stack is not None:
         evidence.append("no stack of the signal itself: the one there is was taken when asked")
     else:
-        evidence.append(stack_missing(found))
+        evidence.append(stack_missing(found.producer))
     return Verdict("fatal signal", f"{text}.", evidence)
 
 
@@ -304,8 +297,7 @@ def _from(event: Event) -> str:
 
 def place(frame: Frame) -> str:
     """A call in words."""
-    line = frame.line if frame.line is not None else "?"
-    return f"`{safe(frame.function)}` ({safe(frame.file)}:{line})"
+    return f"`{safe(frame.function)}` ({safe(frame.place)})"
 
 
 def span_said(found: Finding, span: OpenSpan) -> str:

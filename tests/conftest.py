@@ -33,6 +33,8 @@ ONCE = {
     "test_culprits",
     "test_deaths",
     "test_dump_doctor",
+    "test_dump_report",
+    "test_dump_stacks",
     "test_dump_usage",
     "test_dump_wording",
     "test_ending",

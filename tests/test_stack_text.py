@@ -110,10 +110,19 @@ def test_names_garbage_and_c_stacks_as_the_newest_writes_them() -> None:
         ("/usr/lib64/python3.13t/threading.py", True),
         ("/opt/python311.zip/threading.py", True),
         ("/home/me/lib/python/mine.py", False),
+        ("/srv/.venv/bin/gunicorn", True),
+        ("/srv/bin/mine.py", False),
     ],
 )
 def test_what_is_a_library(file: str, library: bool) -> None:
     assert Frame(file, 1, "f").library is library
+
+
+def test_places() -> None:
+    flask = "/srv/.venv/lib/python3.12/site-packages/flask/app.py"
+    assert Frame(flask, 3, "f").place == "flask/app.py:3"
+    assert Frame("/usr/lib/python3.11/threading.py", None, "f").place == "threading.py:?"
+    assert Frame("/srv/app/views.py", 12, "f").place == "/srv/app/views.py:12"
 
 
 def test_a_dump_may_be_cut_anywhere() -> None:

@@ -137,7 +137,7 @@ def test_fatal_signal_with_its_stack(tmp_path: Path) -> None:
     found = verdict(tmp_path, cause=SEGV, stacks=[crash_stack()], stack_flags=StackFlag.FATAL)
     assert found.kind == "fatal signal"
     assert found.text == (
-        "Fatal signal: SIGSEGV in `string_at` (/usr/lib/python3.11/ctypes/__init__.py:519), "
+        "Fatal signal: SIGSEGV in `string_at` (ctypes/__init__.py:519), "
         "called by the application in `crash` (/srv/app/views.py:12)."
     )
     assert "faulthandler wrote its stacks at 'Segmentation fault'" in found.evidence
@@ -150,8 +150,8 @@ def test_fatal_signal_with_its_stack(tmp_path: Path) -> None:
         (11, 0, "no stack: faulthandler was not armed in it"),
         (8, StackFlag.ASKED, "no stack: faulthandler was not armed in it"),
         (7, StackFlag.FATAL, "no stack: nothing was written at its end"),
-        (4, StackFlag.APPLICATION, "where the application's own faulthandler writes"),
-        (6, StackFlag.FATAL | StackFlag.APPLICATION, "the application's own faulthandler"),
+        (4, StackFlag.APPLICATION, "where the application's faulthandler writes"),
+        (6, StackFlag.FATAL | StackFlag.APPLICATION, "the application's faulthandler"),
         (31, StackFlag.FATAL, "no stack: faulthandler writes none at SIGSYS"),
         (5, StackFlag.FATAL, "no stack: faulthandler writes none at SIGTRAP"),
     ],
@@ -170,6 +170,13 @@ def test_an_asked_stack_is_not_that_of_the_signal(tmp_path: Path) -> None:
     found = verdict(tmp_path, cause=SEGV, stacks=[asked], stack_flags=StackFlag.FATAL)
     assert found.text == "Fatal signal: SIGSEGV."
     assert "no stack of the signal itself: the one there is was taken when asked" in found.evidence
+
+
+def test_no_stack_is_left_by_sigkill(tmp_path: Path) -> None:
+    found = verdict(tmp_path, HANGING, cause=KILL, host=HOST)
+    assert "no stack: nothing can be written at SIGKILL, and it was not asked for before" in (
+        found.evidence
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGRTMIN + 3, 64, 200])
