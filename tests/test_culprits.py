@@ -34,6 +34,7 @@ def test_the_order(tmp_path: Path) -> None:
         (died(8, ended_ns=TAKEN - SECOND), []),
         (died(9, reported=True), inside(("request", 99, {}))),
         (producer(10, state="detached"), inside(("request", 99, {}))),
+        (died(11, reported=True), exception("main", ago=1)),
         suspects=[6, 5, 999],
     )
     assert ranks(found) == [

@@ -84,6 +84,10 @@ def test_rates_silence_and_history(tmp_path: Path) -> None:
     short = batch(MAIN, [3, 0, "one"], start_ns=TAKEN - SECOND // 2)
     finding = analysed(tmp_path, (producer(), [short])).findings[0]
     assert (finding.rate_before, finding.rate_last) == (None, 1)
+    # A rate over less than a second would say nothing.
+    ticks = batch(MAIN, *([3, 1, "tick"] for _ in range(9)), start_ns=TAKEN - 3 * SECOND // 2)
+    finding = analysed(tmp_path, (producer(), [ticks])).findings[0]
+    assert (finding.rate_before, finding.rate_last) == (None, 0)
     finding = analysed(tmp_path, (producer(), [])).findings[0]
     assert (finding.rate_last, finding.silence_ns, finding.history_ns) == (None, None, None)
 
