@@ -149,9 +149,15 @@ class Finding:
 
     @property
     def request(self) -> OpenSpan | None:
-        """The request open for longest, or else the span."""
-        spans = [span for each in self.threads for span in each.spans if span.name == _REQUEST]
-        return min(spans, key=lambda span: (span.start_ns, span.span), default=self.oldest)
+        """The request open for longest, or else the span: of the thread struck, if it has any."""
+        struck = self.struck
+        threads = [struck] if struck is not None and struck.spans else self.threads
+        spans = [span for each in threads for span in each.spans]
+        return min(
+            [span for span in spans if span.name == _REQUEST] or spans,
+            key=lambda span: (span.start_ns, span.span),
+            default=None,
+        )
 
     def age_ns(self, span: OpenSpan) -> int:
         """For how long the span had been open."""

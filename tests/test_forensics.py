@@ -50,6 +50,8 @@ def test_threads_with_their_spans_and_stacks(tmp_path: Path) -> None:
     assert fatal.findings[0].struck is struck
     assert struck.thread == 4243
     assert [span.args for span in struck.spans] == [{"n": 2}]
+    assert fatal.findings[0].request is struck.spans[0]
+    assert finding.request is finding.oldest
     assert struck.stack is not None
     assert struck.stack.frames[0].function == "string_at"
     assert (waiting.thread, waiting.stack) == (4242, None)
