@@ -30,10 +30,14 @@ _H = TypeVar("_H", bound=_Headed)
 
 @dataclass
 class Ending:
-    """`open_spans` by the time they began; `newest_ns` of the last event, 0 if there is none."""
+    """`open_spans` by the time they began; `newest_ns` of the last event, 0 if there is none.
+
+    `partial`: no batch that there is names every open span, so that some may be missing.
+    """
 
     open_spans: list[OpenSpan] = field(default_factory=list)
     newest_ns: int = 0
+    partial: bool = False
     damage: list[str] = field(default_factory=list)
 
 
@@ -51,7 +55,7 @@ def find_ending(batches: Sequence[_H], payload: Callable[[_H], bytes]) -> Ending
         newest.append((head, data))
         if not head.flags & SlotFlag.PARTIAL_PREAMBLE:
             break
-    ending = Ending()
+    ending = Ending(partial=bool(newest) and bool(newest[-1][0].flags & SlotFlag.PARTIAL_PREAMBLE))
     spans: dict[int, OpenSpan] = {}
     for head, data in reversed(newest):
         decoded = decode(

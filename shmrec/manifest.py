@@ -136,4 +136,6 @@ class Producer:
     oldest_ns: int = 0
     newest_ns: int = 0
     open_spans: list[OpenSpan] = field(default_factory=list)
+    spans_missing: bool = False
+    """Whether more spans may have been open than could be named."""
     stacks: list[Stack] = field(default_factory=list)

@@ -52,7 +52,8 @@ _HEADER_KEYS: Final = tuple(Header.__dataclass_fields__)
 _PRODUCER_KEYS: Final = tuple(
     name
     for name in Producer.__dataclass_fields__
-    if name not in ("cause", "events", "oldest_ns", "newest_ns", "open_spans", "stacks")
+    if name
+    not in ("cause", "events", "oldest_ns", "newest_ns", "open_spans", "spans_missing", "stacks")
 )
 _STACK_KEYS: Final = ("kind", "taken_ns", "text", "cut", "note", "idents")
 _STACKS_LIMIT: Final = 16
@@ -306,6 +307,7 @@ class Snapshot:
         ending = find_ending(batches, lambda where: self._payload(file, where))
         producer.newest_ns = ending.newest_ns
         producer.open_spans = ending.open_spans
+        producer.spans_missing = ending.partial
         producer.damage += ending.damage
 
     def verify(self) -> list[str]:

@@ -30,12 +30,16 @@ _numbers = itertools.count(1)
 # would find the same. `tools/test` leaves them out of every run but its first.
 ONCE = {
     "test_bench",
+    "test_culprits",
     "test_deaths",
     "test_dump_doctor",
+    "test_dump_report",
+    "test_dump_stacks",
     "test_dump_usage",
     "test_dump_wording",
     "test_ending",
     "test_engine_choice",
+    "test_forensics",
     "test_generation",
     "test_gunicorn_words",
     "test_layers",
@@ -45,8 +49,10 @@ ONCE = {
     "test_packaging",
     "test_requests",
     "test_segment",
+    "test_stack_text",
     "test_store",
     "test_twins",
+    "test_verdict",
 }
 
 

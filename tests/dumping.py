@@ -242,7 +242,7 @@ def batch(*happenings: list[Any], number: int = 1, generation: int = 1, start_ns
 
 
 def write_file(path: Path, header: Header, producers: list[tuple[Producer, list[Batch]]]) -> Path:
-    """A snapshot file of what one pleases."""
+    """A snapshot file of what one pleases, the producers' stacks included."""
     with open(path, "wb") as file:
         writer = FileWriter(file)
         writer.header(header)
@@ -250,6 +250,8 @@ def write_file(path: Path, header: Header, producers: list[tuple[Producer, list[
             writer.producer(producer)
             for each in batches:
                 writer.batch(producer.index, each)
+            for stack in producer.stacks:
+                writer.stack(producer.index, stack)
         writer.trailer()
     return path
 

@@ -36,6 +36,7 @@ def test_verbs_are_the_files() -> None:
         "ps",
         "recover",
         "snapshot",
+        "stacks",
         "verify",
     ]
     shown = help_of("--help")
@@ -51,7 +52,7 @@ def test_help(verb: str) -> None:
     assert f"Usage: shmrec-dump {verb}" in shown
     assert f"  shmrec-dump {verb}" in shown[shown.index("Examples:") :]
     assert max(map(len, shown.splitlines())) <= 100
-    reading = verb in ("doctor", "list", "ps", "info", "events", "verify")
+    reading = verb in ("doctor", "list", "ps", "info", "events", "stacks", "verify")
     assert ("--json" in shown[: shown.index("Examples:")]) == reading
 
 

@@ -69,6 +69,15 @@ def test_partial_preambles_are_put_together() -> None:
     assert sorted(names(*batches)) == ["b", "c", "d", "lost"]
 
 
+def test_what_partial_preambles_leave_open() -> None:
+    whole = batch(THREAD, still("a", 1))
+    cut = partial(batch(THREAD, still("b", 2), number=2))
+    payloads = {1: whole.payload, 2: cut.payload}
+    for batches, missing in (([whole, cut], False), ([cut], True), ([whole], False)):
+        found = find_ending([each.head for each in batches], lambda head: payloads[head.number])
+        assert found.partial is missing
+
+
 def test_by_the_time_they_began() -> None:
     made = batch(THREAD, still("young", 1, 5), still("old", 2, 50), start_ns=100)
     assert names(made) == ["old", "young"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEVELS = (
-    ("_version", "errors", "events", "checksum", "durable"),
+    ("_version", "errors", "events", "checksum", "durable", "phrases", "stack_text"),
     ("layout", "values"),
     ("process", "naming", "threads", "frames"),
     ("_native",),
@@ -23,9 +23,11 @@ LEVELS = (
     ("writer", "ring", "ending", "requests", "store"),
     ("_engine",),
     ("claim", "snapshot_file", "live", "generation", "stack_area"),
-    ("recorder", "deaths", "capture", "launch"),
-    ("takeover", "flight"),
-    ("collector",),
+    ("recorder", "deaths", "capture", "launch", "survey"),
+    ("takeover", "flight", "findings"),
+    ("collector", "verdict"),
+    ("culprits",),
+    ("forensics",),
     ("commands.*", "integrations.*"),
 )
 

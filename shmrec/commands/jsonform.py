@@ -13,11 +13,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from shmrec.commands.analysisform import analysis_object, finding_object
 from shmrec.commands.wording import LOST, wall
 from shmrec.decoder import Event, OpenSpan
 from shmrec.events import BEGIN, END
+from shmrec.forensics import Analysis, Finding
 from shmrec.live import LiveProducer, Recording
-from shmrec.manifest import Cause, Producer
+from shmrec.manifest import Cause
 from shmrec.snapshot_file import Snapshot
 from shmrec.store import Stored
 
@@ -27,6 +29,7 @@ __all__ = [
     "live_object",
     "recording_object",
     "snapshot_object",
+    "span_objects",
     "stored_object",
 ]
 
@@ -114,7 +117,8 @@ def _cause(cause: Cause | None) -> dict[str, Any] | None:
     return vars(cause) if cause is not None else None
 
 
-def _producer_object(snapshot: Snapshot, producer: Producer) -> dict[str, Any]:
+def _producer_object(snapshot: Snapshot, finding: Finding) -> dict[str, Any]:
+    producer = finding.producer
     return {
         "pid": producer.pid,
         "label": producer.label,
@@ -137,10 +141,11 @@ def _producer_object(snapshot: Snapshot, producer: Producer) -> dict[str, Any]:
         "fenced": producer.fenced,
         "identity": producer.identity,
         "damage": producer.damage,
+        **finding_object(finding),
     }
 
 
-def snapshot_object(snapshot: Snapshot) -> dict[str, Any]:
+def snapshot_object(snapshot: Snapshot, analysis: Analysis) -> dict[str, Any]:
     """What a snapshot says, without its events."""
     header = snapshot.header
     return {
@@ -161,12 +166,17 @@ def snapshot_object(snapshot: Snapshot) -> dict[str, Any]:
         "keep_size": header.keep_size,
         "keep_period_ns": header.keep_period_ns,
         "requests": header.requests,
-        "producers": [_producer_object(snapshot, each) for each in snapshot.producers],
+        "producers": [_producer_object(snapshot, each) for each in analysis.findings],
         "events": sum(producer.events for producer in snapshot.producers),
         "batches": snapshot.batches,
         "complete": snapshot.complete,
         "damage": snapshot.damage,
         "notes": header.notes,
+        "suspects": header.suspects,
+        "triggered_ns": header.triggered_ns,
+        "first": header.first,
+        "suppressed": header.suppressed,
+        "analysis": analysis_object(analysis),
     }
 
 

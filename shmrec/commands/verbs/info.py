@@ -11,6 +11,7 @@ from shmrec.commands.jsonform import dumps, snapshot_object
 from shmrec.commands.parameters import directory_option, file_argument, json_option, open_snapshot
 from shmrec.commands.report import print_report
 from shmrec.commands.screen import Screen
+from shmrec.forensics import analyse
 
 _EPILOG: Final = """\b
 Examples:
@@ -28,9 +29,10 @@ it detached, or else when the snapshot was taken.
 @directory_option
 @json_option
 def command(file: Path | None, directory: Path, as_json: bool) -> None:
-    """Say what happened, to whom, what each process was in the middle of, and what was lost."""
+    """Say who died and why, what it was in the middle of, what the others did, what was lost."""
     snapshot = open_snapshot(file, directory)
+    analysis = analyse(snapshot)
     if as_json:
-        click.echo(dumps(snapshot_object(snapshot)))
+        click.echo(dumps(snapshot_object(snapshot, analysis)))
     else:
-        print_report(Screen(), snapshot)
+        print_report(Screen(), snapshot, analysis)

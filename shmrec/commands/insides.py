@@ -1,0 +1,106 @@
+"""What processes are in the middle of: open spans with ages, and the stacks of their threads.
+
+Runs in ``shmrec-dump info`` and ``stacks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from shmrec.commands.screen import Part, Screen
+from shmrec.commands.stack_lines import stack_lines
+from shmrec.commands.timeline import thread_of
+from shmrec.commands.wording import age, arguments, counted, safe
+from shmrec.decoder import OpenSpan
+from shmrec.forensics import Finding, Thread
+
+__all__ = ["print_inside", "print_stack", "span_parts", "thread_named"]
+
+_ARGUMENTS: Final = 300
+_SPANS: Final = 20
+_CALLS: Final = 10
+_STACKS: Final = 2
+_IDLE: Final = 3
+
+
+def thread_named(thread: Thread) -> str:
+    """A thread in words."""
+    name = safe(thread.name or (thread.stack.name if thread.stack is not None else ""))
+    number = f"thread {thread.thread}" if thread.thread else ""
+    if not name and not number and thread.stack is not None:
+        return f"the thread with ident {thread.stack.ident:#x}"
+    return f"{name} ({number})" if name and number else name or number or "a thread"
+
+
+def print_inside(screen: Screen, finding: Finding, *, stacks: bool = True) -> None:
+    """The open spans of a producer, each thread's with its stack, if `stacks`."""
+    spans = [span for thread in finding.threads for span in thread.spans]
+    if not spans:
+        screen.line("It was not inside of any span.", indent=2)
+    else:
+        threads = sum(bool(thread.spans) for thread in finding.threads)
+        order = ", the newest first" if len(spans) > 1 else ""
+        if threads > 1:
+            order = f", in {threads} threads, the newest of each first"
+        screen.line((f"It was in the middle of{order}:", "strong"), indent=2)
+    wide = _widths(finding, spans)
+    left, shown, idle = _SPANS, 0, []
+    for thread in finding.threads:
+        lines = thread.spans[:left]
+        left -= len(lines)
+        for span in lines:
+            screen.line(*span_parts(span, finding.reference_ns, *wide), indent=4)
+        if thread.stack is None or not stacks:
+            continue
+        struck = thread is finding.struck
+        if (lines and shown < _STACKS) or struck:
+            shown += 1
+            if not lines:
+                screen.line(thread_named(thread), indent=4)
+            if struck:
+                screen.line((f"{safe(finding.fatal)} in this thread:", "bad"), indent=6)
+            print_stack(screen, thread, indent=6, most=_CALLS)
+        else:
+            idle.append(thread)
+    if len(spans) > _SPANS:
+        screen.line(f"and {len(spans) - _SPANS} more", indent=4)
+    _idle(screen, idle)
+
+
+def span_parts(span: OpenSpan, reference_ns: int, name: int = 0, length: int = 0) -> list[Part]:
+    """An open span; its name and age so wide."""
+    return [
+        (f"{safe(span.name):<{name}}", "name"),
+        "  for ",
+        (f"{age(reference_ns - span.start_ns):<{length}}", "bad"),
+        f"  {arguments(span.args, _ARGUMENTS)}" if span.args else "",
+        (f"  in {thread_of(span)}", "dim"),
+    ]
+
+
+def print_stack(screen: Screen, thread: Thread, *, indent: int, most: int = 0) -> None:
+    """The stack of a thread that has one."""
+    assert thread.stack is not None
+    for parts in stack_lines(thread.stack, most):
+        screen.line(*parts, indent=indent)
+
+
+def _widths(finding: Finding, spans: Sequence[OpenSpan]) -> tuple[int, int]:
+    shown = spans[:_SPANS]
+    return (
+        max((len(safe(span.name)) for span in shown), default=0),
+        max((len(age(finding.age_ns(span))) for span in shown), default=0),
+    )
+
+
+def _idle(screen: Screen, threads: Sequence[Thread]) -> None:
+    """The other threads that have a stack, in a line each."""
+    for thread in threads[:_IDLE]:
+        stack = thread.stack
+        assert stack is not None
+        frame = stack.innermost() or next(iter(stack.frames), None)
+        at = f"in {safe(frame.function)}  {safe(frame.place)}" if frame else "no call"
+        screen.line((f"{thread_named(thread)}: {at}", "dim"), indent=4)
+    if len(threads) > _IDLE:
+        screen.line((f"and {counted(len(threads) - _IDLE, 'more thread')}", "dim"), indent=4)

@@ -1,0 +1,108 @@
+"""How things are said: ages, sizes, numbers, lists, arguments.
+
+Runs in whoever reads a snapshot and speaks of it. Whatever was recorded is hostile: text from
+here never holds a control character, an unfinished escape sequence or a direction override.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+__all__ = ["LOST", "age", "arguments", "counted", "safe", "size", "some"]
+
+_SECOND: Final = 1_000_000_000
+_BARE: Final = re.compile(r"[^\s\"'=,;{}\[\]\\]+\Z")
+_DEPTH: Final = 6
+
+LOST: Final = {
+    "overwritten": "overwritten by newer ones, as a full ring does",
+    "reentrant": "made inside another record that never finished",
+    "oversized": "larger than a batch",
+    "unencodable": "of which no bounded form could be made",
+    "interrupted": "cut off by a signal handler that raised",
+    "closed": "made after the recording had ended",
+    "unmatched": "ends of spans that were not open",
+    "no_memory": "for which there was no memory",
+}
+"""What each cause of a loss means: "N events ...". """
+
+
+def safe(text: object) -> str:
+    """The text with everything that does not print shown as an escape."""
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in shown
+    )
+
+
+def age(ns: int) -> str:
+    """A duration as people say it: 250 µs, 12 ms, 4.2 s, 3 min 12 s, 5 h 3 min."""
+    if ns < 0:
+        return f"-{age(-ns)}"
+    seconds = ns / _SECOND
+    if ns < 1_000:
+        return f"{ns} ns"
+    if ns < 999_500:
+        return f"{ns / 1e3:.0f} µs"
+    if ns < 9_950_000:
+        return f"{ns / 1e6:.1f} ms"
+    if ns < 999_500_000:
+        return f"{ns / 1e6:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3_600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86_400:
+        return f"{whole // 3_600} h {whole % 3_600 // 60} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3_600} h"
+
+
+def size(count: int) -> str:
+    """Bytes in the largest unit of 1024 that leaves a number."""
+    value = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{count} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, in the plural where that is right."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def some(words: Iterable[str], most: int = 8) -> str:
+    """A list for a sentence, cut where it gets long."""
+    found = list(words)
+    if len(found) <= most:
+        return ", ".join(found)
+    return f"{', '.join(found[:most])} and {len(found) - most} more"
+
+
+def arguments(args: Mapping[str, Any], limit: int = 0) -> str:
+    """``key=value`` for each argument; with a `limit`, cut after that many characters."""
+    shown = " ".join(f"{safe(key)}={_value(value, 0)}" for key, value in args.items())
+    return f"{shown[: limit - 1]}…" if 0 < limit < len(shown) else shown
+
+
+def _value(value: Any, depth: int) -> str:
+    if isinstance(value, str):
+        if _BARE.match(value) and value.isprintable():
+            return value
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{safe(quoted)}"'
+    if isinstance(value, (list, tuple, dict)) and depth >= _DEPTH:
+        return "…"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_value(item, depth + 1) for item in value)}]"
+    if isinstance(value, dict):
+        inside = (f"{safe(key)}: {_value(item, depth + 1)}" for key, item in value.items())
+        return f"{{{', '.join(inside)}}}"
+    return safe(value)

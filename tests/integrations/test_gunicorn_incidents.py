@@ -1,0 +1,241 @@
+"""Incidents of a real gunicorn, serving a published application with views that fail.
+
+For each: why it ended, what shows that, who is named first, in which request, and for a hang in
+which function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import shmrec
+from shmrec.forensics import Analysis, Finding, analyse
+from tests.conftest import wait_until
+from tests.integrations.gunicorn_service import Service, Start, configure, version
+from tests.integrations.watched import MASTER, WORKER
+
+APP: Final = "tests.integrations.failing_app:app"
+ASGI: Final = "tests.integrations.failing_app:asgi"
+CGROUPS: Final = Path("/sys/fs/cgroup/memory")
+LIMIT: Final = 256 << 20
+
+
+class Incident:
+    """A snapshot of a service, and who is named first in it."""
+
+    def __init__(self, snapshot: shmrec.Snapshot) -> None:
+        self.snapshot = snapshot
+        self.analysis: Analysis = analyse(snapshot)
+        self.culprit: Finding = self.analysis.findings[self.analysis.culprits[0].finding]
+
+    @property
+    def kind(self) -> str:
+        assert self.culprit.verdict is not None
+        return self.culprit.verdict.kind
+
+    @property
+    def evidence(self) -> str:
+        assert self.culprit.verdict is not None
+        return "\n".join([self.culprit.verdict.text, *self.culprit.verdict.evidence])
+
+    @property
+    def path(self) -> object:
+        """That of the request which the culprit was in the middle of."""
+        (span,) = [each for each in self.culprit.producer.open_spans if each.name == "request"]
+        return span.args["path"]
+
+    @property
+    def function(self) -> str:
+        """The innermost application function of the thread that the request was in."""
+        for thread in self.culprit.threads:
+            if thread.spans and thread.stack is not None:
+                frame = thread.stack.innermost
+                return frame.function if frame is not None else ""
+        return ""
+
+
+def died(service: Service, part: str = "death") -> Incident:
+    return Incident(service.snapshot(part))
+
+
+def begin(service: Service, path: str) -> None:
+    """Ask for a view and wait until a worker is in it."""
+    service.ask(path)
+    wait_until((service.folder / "gates" / "in-view").exists)
+
+
+def test_killed_from_outside(start: Start) -> None:
+    service = start("-w", "2", app=APP).ready(workers=2)
+    begin(service, "/wait")
+    os.kill(service.inside(), signal.SIGKILL)
+    found = died(service)
+    assert found.kind == "killed"
+    assert found.path == "/wait"
+    assert "SIGKILL" in found.evidence
+    assert found.culprit.producer.cause is not None
+    # gunicorn asks "Perhaps out of memory?" each time.
+    if found.culprit.producer.memory:
+        assert "memory" in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("path", "number", "function"),
+    [("/segv", "SIGSEGV", "read_nowhere"), ("/abort", "SIGABRT", "give_up")],
+)
+def test_a_fatal_signal(start: Start, path: str, number: str, function: str) -> None:
+    service = start("-w", "2", app=APP).ready(workers=2)
+    service.ask(path)
+    found = died(service)
+    assert found.kind == "fatal signal"
+    assert number in found.evidence
+    assert function in found.evidence
+    assert found.path == path
+    assert found.function == function
+    assert found.culprit.producer.label == WORKER
+
+
+HANGS: Final = [
+    # worker class, view, function, whether gunicorn times it out
+    ("sync", "/sleep", "sleep_for_long", True),
+    ("sync", "/loop", "loop_for_long", True),
+    ("sync", "/gil", "hold_the_gil", True),
+    ("gthread", "/sleep", "sleep_for_long", False),
+    ("gthread", "/loop", "loop_for_long", False),
+    ("gthread", "/gil", "hold_the_gil", True),
+    ("gevent", "/sleep", "", False),
+    ("gevent", "/loop", "loop_for_long", True),
+    ("gevent", "/gil", "hold_the_gil", True),
+    ("asgi", "/sleep", "sleep_for_long", True),
+    ("asgi", "/loop", "loop_for_long", True),
+    ("asgi", "/gil", "hold_the_gil", True),
+]
+
+
+@pytest.mark.parametrize(("kind", "path", "function", "timed_out"), HANGS)
+def test_a_hang(start: Start, kind: str, path: str, function: str, timed_out: bool) -> None:
+    if kind == "asgi" and version() < 24:
+        pytest.skip("gunicorn has an ASGI worker from version 24 on")
+    config = configure("install(globals(), triggers=['slow_span request* 1.5s'])")
+    threads = ["--threads", "2"] if kind == "gthread" else []
+    app = ASGI if kind == "asgi" else APP
+    service = start("-k", kind, "--timeout", "1", *threads, app=app, config=config).ready()
+    service.ask(path)
+    if timed_out:
+        # Of the worker as it hangs, before gunicorn does anything about it.
+        hung = died(service, "timeout")
+        assert hung.snapshot.header.trigger == "timeout"
+        assert hung.path == path
+        assert hung.function == function
+        # And as it ended.
+        found = died(service)
+        assert found.kind == "host timeout"
+        assert "1 s" in found.evidence
+    else:
+        # A thread or greenlet that hangs keeps nobody else from saying that the worker is well.
+        found = died(service, "slow-span")
+        assert found.snapshot.header.trigger == "slow_span"
+    assert found.path == path
+    assert found.function == function
+    assert found.culprit.producer.label == WORKER
+
+
+def test_a_hosts_own_hook_still_runs_when_a_worker_is_aborted(start: Start) -> None:
+    before = """
+    def worker_abort(worker):
+        with open("notes", "a") as file:
+            file.write(f"aborted {worker.pid}\\n")
+    """
+    config = configure("install(globals())", before=before)
+    service = start("--timeout", "1", app=APP, config=config).ready()
+    service.ask("/sleep")
+    victim = died(service).culprit.producer.pid
+    assert (service.folder / "notes").read_text() == f"aborted {victim}\n"
+
+
+@pytest.fixture
+def little_memory() -> Iterator[Path]:
+    """A memory cgroup with a limit."""
+    group = CGROUPS / f"shmrec-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(LIMIT))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    yield group
+
+    def removed() -> bool:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        return not group.exists()
+
+    wait_until(removed)
+
+
+def test_out_of_memory(start: Start, little_memory: Path) -> None:
+    service = start("-w", "2", app=APP).ready(workers=2)
+    begin(service, "/memory")
+    (little_memory / "cgroup.procs").write_text(str(service.inside()))
+    # The collector has seen the cgroup's count before.
+    first = service.word("generation")
+    wait_until(lambda: service.word("generation") > first + 2)
+    service.let_out("view")
+    found = died(service)
+    assert found.kind == "out of memory"
+    assert found.path == "/memory"
+    assert "256 MiB" in found.evidence
+    assert found.culprit.producer.facts
+
+
+def test_an_exception_that_nobody_handles_in_a_thread(start: Start) -> None:
+    service = start("-w", "2", app=APP).ready(workers=2)
+    begin(service, "/thread")
+    found = died(service, "unhandled")
+    assert found.snapshot.header.trigger == "exception"
+    assert found.path == "/thread"
+    assert found.culprit.verdict is None
+    told = " ".join(found.analysis.culprits[0].reasons)
+    assert "ValueError" in told
+    assert "nobody handles this" in told
+    assert "helper" in told
+
+
+def test_an_exit_in_the_middle_of_a_request(start: Start) -> None:
+    service = start("-w", "2", app=APP).ready(workers=2)
+    service.ask("/leave")
+    found = died(service)
+    assert found.kind == "exit code"
+    assert "3" in found.evidence
+    assert found.path == "/leave"
+
+
+def test_a_killed_master(start: Start) -> None:
+    service = start("-w", "1", app=APP).ready()
+    begin(service, "/wait")
+    os.kill(service.pid, signal.SIGKILL)
+    found = died(service)
+    assert found.kind == "killed"
+    assert found.culprit.producer.label == MASTER
+    (worker,) = [each for each in found.analysis.findings if each.producer.label == WORKER]
+    assert [span.args["path"] for span in worker.producer.open_spans] == ["/wait"]
+    service.let_out("view")
+
+
+def test_a_slow_request_below_the_timeout(start: Start) -> None:
+    config = configure("install(globals(), triggers=['slow_span request* 0.5s'])")
+    service = start("-w", "2", app=APP, config=config).ready(workers=2)
+    service.ask("/sleep")
+    found = died(service, "slow-span")
+    assert found.snapshot.header.trigger == "slow_span"
+    assert found.path == "/sleep"
+    assert found.function == "sleep_for_long"
+    assert found.culprit.verdict is None
+    assert found.culprit.producer.state == "running"

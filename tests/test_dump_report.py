@@ -1,0 +1,236 @@
+"""``shmrec-dump info``: what its first screen answers, of deaths and of all other causes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmrec.layout import TRIGGERS, StackFlag
+from shmrec.manifest import Cause, Header, Producer
+from shmrec.ring import Batch
+
+from .dumping import HOSTILE, batch, dump, dump_json, write_file
+from .findings import (
+    MIB,
+    SECOND,
+    TAKEN,
+    crash_stack,
+    died,
+    exception,
+    facts,
+    header,
+    inside,
+    producer,
+)
+
+SCREEN = 40
+SEGV = Cause("signal 11 (SIGSEGV)", "kernel (pidfd)", signal=11)
+INSIDE = inside(("request", 1.3, {"path": "/export"}), ("checksum", 1.2, {"size": 40960}))
+
+
+def info(path: Path, head: Header, *producers: tuple[Producer, list[Batch]]) -> list[str]:
+    shown = dump("info", write_file(path / "x.shmrec", head, list(producers))).stdout
+    return shown.splitlines()
+
+
+def crashed(**fields: Any) -> tuple[Producer, list[Batch]]:
+    values = {
+        "cause": SEGV,
+        "stacks": [crash_stack()],
+        "stack_flags": StackFlag.FATAL,
+        "facts": facts(100 * MIB, 102 * MIB),
+        "losses": {"overwritten": 800},
+        "recorded": 802,
+    }
+    return died(**{**values, **fields}), INSIDE
+
+
+def test_the_first_screen_of_a_death(tmp_path: Path) -> None:
+    waiting = [
+        (producer(n, label=f"w {n}"), inside(("lock.acquire", 2.5, {"name": "orders"})))
+        for n in range(1, 6)
+    ]
+    idle: list[tuple[Producer, list[Batch]]] = [(producer(n, label=f"w {n}"), []) for n in (6, 7)]
+    reason = "death of w 0 pid 100: signal 11 (SIGSEGV)"
+    head = header(trigger="death", reason=reason)
+    lines = info(tmp_path, head, crashed(), *waiting, *idle)
+    first = "\n".join(lines[:SCREEN])
+    assert lines[0] == "Death of w 0 pid 100: signal 11 (SIGSEGV)"
+    expected = [
+        "Died: pid 100 (w 0), 1.3 s into `request path=/export`",
+        "  cause     Fatal signal: SIGSEGV in `string_at` (ctypes/__init__.py:519), called by the "
+        "application in `crash` (/srv/app/views.py:12).",
+        "  evidence  signal 11 (SIGSEGV), known from kernel (pidfd)",
+        "            faulthandler wrote its stacks at 'Segmentation fault'",
+        "  memory    102.0 MiB resident, 1.0 s before its end; it grew by 2.0 MiB in 10.0 s",
+        "  It was in the middle of, the newest first:",
+        "    checksum  for 1.2 s  size=40960  in MainThread",
+        "    request   for 1.3 s  path=/export  in MainThread",
+        "      Segmentation fault in this thread:",
+        "        string_at         ctypes/__init__.py:519",
+        "      > crash             /srv/app/views.py:12",
+        "        dispatch_request  flask/app.py:880",
+        "    thread 4243: in idle  /srv/app/pool.py:7",
+        "  Mind: its history starts 1.3 s before: 800 older events overwritten",
+        "The others at that moment:",
+        "  5 of 8 ws inside `lock.acquire name=orders`",
+    ]
+    assert [line for line in first.splitlines() if line in expected] == expected
+    assert "Last 2 events of pid 100" in "\n".join(lines[SCREEN - 10 :])
+    # The details come behind.
+    assert lines.index("The others at that moment:") < len(lines) - 12
+
+
+def test_the_longest_open_of_parallel_threads_comes_first(tmp_path: Path) -> None:
+    threads = batch(
+        [1, 0, 1, "pool_0"], [4, 0, "request", 1, {"path": "/old"}], [4, 5, "query", 2],
+        [1, 0, 2, "pool_1"], [4, SECOND, "request", 3, {"path": "/young"}],
+        start_ns=TAKEN - 9 * SECOND,
+    )  # fmt: skip
+    lines = info(tmp_path, header(trigger="death", reason="x"), (died(), [threads]))
+    assert "Died: pid 100 (w 0), 9.0 s into `request path=/old`" in lines
+    at = lines.index("  It was in the middle of, in 2 threads, the newest of each first:")
+    assert [line.split()[0] for line in lines[at + 1 : at + 4]] == ["query", "request", "request"]
+    assert "path=/old" in lines[at + 2]
+    assert "path=/young" in lines[at + 3]
+
+
+def test_many_calls_are_summed_up(tmp_path: Path) -> None:
+    def calls(name: str, file: str, number: int) -> str:
+        return "".join(f'  File "{file}", line {n} in {name}{n}\n' for n in range(number))
+
+    site = "/srv/.venv/lib/python3.11/site-packages"
+    text = "Fatal Python error: Aborted\n\nCurrent thread 0xa1 (most recent call first):\n" + (
+        calls("wait", "/usr/lib/python3.11/threading.py", 9)
+        + calls("mine", "/srv/app.py", 20)
+        + calls("call", f"{site}/flask/app.py", 3)
+        + calls("deep", f"{site}/werkzeug/x.py", 30)
+        + "  ...\n"
+    )
+    shown = "\n".join(info(tmp_path, header(), crashed(stacks=[crash_stack(text=text)])))
+    assert "  8 calls in threading\n" in shown
+    assert re.search(r"> mine4 +/srv/app.py:4\n +14 calls of the application between\n", shown)
+    assert re.search(r"> mine19 +/srv/app.py:19\n", shown)
+    assert "and 32 older calls" in shown
+    assert "and older calls, which were not written" in shown
+    assert "Mind: its stack is cut off: threads or calls are missing" in shown
+
+
+def test_why_there_is_no_stack(tmp_path: Path) -> None:
+    shown = info(tmp_path, header(), crashed(stacks=[], stack_flags=0))
+    assert "            no stack: faulthandler was not armed in it" in shown
+    shown = info(tmp_path, header(), crashed(cause=None, stacks=[], stack_flags=0))
+    assert "    (no stack: faulthandler was not armed in it)" in shown
+
+
+def test_a_suspect_is_shown_like_a_death(tmp_path: Path) -> None:
+    text = crash_stack().text.split("\n\n", 1)[1]
+    hung = producer(
+        1,
+        stacks=[crash_stack(kind="asked", text=text)],
+        facts=facts(80 * MIB, 80 * MIB, every=1, cpu=0.99, state="R"),
+    )
+    head = header(
+        trigger="slow_span",
+        reason="request open for 1.3 s in pid 101",
+        suspects=[1],
+        triggered_ns=TAKEN - 2 * SECOND,
+        first=True,
+        suppressed={"log": 3, "stall": 0, "odd": "x"},
+    )
+    lines = info(tmp_path, head, (producer(0), []), (hung, INSIDE))
+    assert lines[0] == "A span was open for too long: request open for 1.3 s in pid 101"
+    assert any(
+        line.endswith("2.0 s after the trigger, the first of its incident") for line in lines
+    )
+    assert "  not taken  because of limits, snapshots caused 3 by log" in lines
+    assert "Suspect: pid 101 (w 1), 1.3 s into `request path=/export`" in lines
+    assert "  because     the trigger names it" in lines
+    assert "  it was      running, using 99% of a processor" in lines
+    assert "      > crash             /srv/app/views.py:12" in lines
+    assert "At that moment:" in lines
+    assert "Last 2 events of pid 101 (w 1), in seconds before the snapshot:" in lines
+
+
+@pytest.mark.parametrize("trigger", [*TRIGGERS, "recover", "of tomorrow"])
+def test_every_trigger_has_its_line(tmp_path: Path, trigger: str) -> None:
+    first = info(tmp_path, header(trigger=trigger, reason="because"), (producer(), INSIDE))[0]
+    if trigger == "death":
+        assert first == "Because"
+    else:
+        assert first.endswith(": because")
+        assert (first == "Snapshot because of of tomorrow: because") == (trigger == "of tomorrow")
+
+
+def test_who_else_stands_out(tmp_path: Path) -> None:
+    others = [(producer(n), exception("thread", ago=1 + n)) for n in range(1, 7)]
+    lines = info(tmp_path, header(trigger="death", reason="x"), crashed(), *others)
+    at = lines.index("Conspicuous besides:")
+    assert lines[at + 1] == "  pid 101 (w 1): unhandled 2.0 s before: ValueError: no such thing"
+    assert lines[at + 5] == "  and 2 more"
+
+
+def test_the_json_of_it(tmp_path: Path) -> None:
+    pair = [
+        (producer(n), inside(("lock", 2, {"name": "a", "raw": b"\xff"}), thread=n)) for n in (1, 2)
+    ]
+    ends = [batch([1, 0, 1, "m"], [5, 0, "request", 7, 1], start_ns=TAKEN - 9 * SECOND)]
+    head = header(suspects=[2])
+    write_file(tmp_path / "x.shmrec", head, [crashed(), *pair, (producer(3), ends)])
+    found = dump_json("info", tmp_path / "x.shmrec")
+    analysis = found["analysis"]
+    assert [(each["pid"], each["rank"]) for each in analysis["culprits"]] == [
+        (100, "died"),
+        (102, "suspect"),
+    ]
+    (group,) = analysis["groups"]
+    assert group["text"] == "2 of 4 ws inside `lock name=a raw=b'\\xff'`"
+    assert group["members"][1] == {"producer": 2, "pid": 102, "thread": 2}
+    assert analysis["durations"] == {"request": {"count": 1, "median_ns": 7, "longest_ns": 7}}
+    assert found["suspects"] == [2]
+    dead, living = found["producers"][:2]
+    assert dead["verdict"]["kind"] == "fatal signal"
+    assert dead["verdict"]["evidence"]
+    assert dead["facts"][0]["rss"] == 100 * MIB
+    assert dead["trend"]["growth"] == 2 * MIB
+    assert dead["threads"][0]["stack"]["frames"][0]["function"] == "string_at"
+    assert dead["threads"][0]["spans"] == [each["span"] for each in dead["open_spans"]][::-1]
+    (stack,) = dead["stacks"]
+    assert (stack["kind"], stack["fatal"], stack["cut"]) == ("fatal", "Segmentation fault", False)
+    assert stack["dumps"][0]["threads"][1]["thread"] == 4242
+    assert living["verdict"] is None
+    assert living["silence_ns"] == 2 * SECOND
+    assert json.dumps(found)
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    text = (
+        f"Fatal Python error: {HOSTILE}\n"
+        f"Current thread 0xa1 [{HOSTILE}] (most recent call first):\n"
+        f'  File "{HOSTILE}", line 3 in f\x1b]0;x\n  File "a", line 1 in \x1b[31m\n\x1b[31m\n'
+    )
+    stack = crash_stack(text=text, note=HOSTILE)
+    hostile = crashed(
+        stacks=[stack],
+        memory={"limit": 1, "kills": 1, "source": HOSTILE},
+        cause=Cause(HOSTILE, HOSTILE, signal=9),
+        damage=[HOSTILE],
+        losses={HOSTILE: 5},
+    )
+    living = producer(1, doing={"wchan": HOSTILE, "syscall": HOSTILE}, label=HOSTILE)
+    group = producer(2, label=HOSTILE)
+    spans = inside((HOSTILE, 9, {HOSTILE: HOSTILE}))
+    head = header(trigger=HOSTILE, suspects=[1, HOSTILE], suppressed={HOSTILE: 3})
+    file = write_file(
+        tmp_path / "x.shmrec",
+        head,
+        [hostile, (living, spans), (group, spans), (producer(3), exception(HOSTILE, ago=1))],
+    )
+    for verb in ("info", "stacks"):
+        shown = dump(verb, file).stdout
+        assert all(char.isprintable() or char == "\n" for char in shown)
+        assert dump(verb, file, "--json").stdout.isascii()
