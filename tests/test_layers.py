@@ -24,7 +24,7 @@ LEVELS = (
     ("_engine",),
     ("claim", "snapshot_file", "live", "generation"),
     ("recorder", "deaths", "capture", "launch"),
-    ("takeover", "flight"),
+    ("takeover", "flight", "roster"),
     ("collector",),
     ("commands.*", "integrations.*"),
 )

@@ -214,7 +214,7 @@ def _run_command(
 
     def wait() -> None:
         code = child.wait()
-        collector.watcher.told(child.pid, -code if code < 0 else code << 8)
+        collector.roster.watcher.told(child.pid, -code if code < 0 else code << 8)
         ended.set()
         collector.wake()
 

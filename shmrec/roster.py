@@ -1,0 +1,135 @@
+"""Who is there: producers coming and going, and what is known of each.
+
+Runs in the collector, which looks through it once a turn. It watches every producer that has
+attached, notices those that end without detaching, and learns how.
+
+Invariants:
+
+- A death stays in `Roster.deaths` until the collector says that a snapshot holds it
+  (`Roster.bury`); until then its ring is not settled, and so not free to be claimed again.
+- What is known of a producer is kept until its ring has another owner, for later snapshots hold
+  the dead one too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from shmrec import process
+from shmrec.deaths import UNKNOWN, Death, Watcher
+from shmrec.layout import ENTRY, EntryState
+from shmrec.manifest import Cause
+from shmrec.ring import RingReader
+from shmrec.segment import Segment
+
+__all__ = ["Roster"]
+
+_CAUSE_NS: Final = 250_000_000
+
+
+class Roster:
+    """The producers of one recording, as the collector knows them."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.watcher: Final = Watcher()
+        self.deaths: Final[list[Death]] = []
+        self.last_alive = time.monotonic()
+        """When one was last seen to live."""
+        self.ever_attached = False
+        self._segment = segment
+        self._causes: dict[int, tuple[int, Cause]] = {}
+        self._readers = [
+            RingReader(segment.view, segment.words, segment.geometry, index)
+            for index in range(segment.geometry.producers)
+        ]
+
+    def look(self, now: int) -> None:
+        """Notice who has come, left or died. `now` in CLOCK_MONOTONIC nanoseconds."""
+        self._notice_producers()
+        self._notice_deaths(now)
+
+    def pidfds(self) -> list[int]:
+        """The descriptors that become readable at a death not noticed yet."""
+        pending = {death.watched.pidfd for death in self.deaths}
+        return [fd for fd in self.watcher.pidfds() if fd not in pending]
+
+    def causes(self) -> dict[tuple[int, int], Cause]:
+        """Why those that ended did, by ring index and incarnation."""
+        causes = {(index, known[0]): known[1] for index, known in self._causes.items()}
+        for death in self.deaths:
+            ended = death.watched.index, death.watched.incarnation
+            causes[ended] = death.cause or UNKNOWN
+        return causes
+
+    def bury(self, deaths: Iterable[Death]) -> None:
+        """These deaths are on disk: their rings may have other owners."""
+        for death in deaths:
+            self.deaths.remove(death)
+            self._settle(death.watched.index, death.watched.incarnation)
+            self.watcher.forget(death.watched.index)
+
+    def anybody(self) -> bool:
+        """Whether a live process has a ring or is getting one."""
+        for reader in self._readers:
+            entry = reader.entry()
+            if entry.state in (EntryState.LIVE, EntryState.CLAIMING) and process.alive(
+                entry.pid, entry.start_ticks
+            ):
+                return True
+        return False
+
+    def close(self) -> None:
+        """Stop watching everybody."""
+        self.watcher.close()
+
+    def _notice_producers(self) -> None:
+        words, geometry = self._segment.words, self._segment.geometry
+        alive = False
+        for index, reader in enumerate(self._readers):
+            at = geometry.entry(index)
+            incarnation = words[ENTRY.word("incarnation", at)]
+            if not incarnation:
+                continue
+            state = words[ENTRY.word("state", at)]
+            if state == EntryState.DETACHED:
+                if index in self.watcher.watched and not self._dying(index):
+                    self.watcher.forget(index)
+                self._settle(index, incarnation)
+            elif state == EntryState.LIVE and words[ENTRY.word("settled", at)] != incarnation:
+                entry = reader.entry()
+                self.watcher.watch(index, incarnation, entry.pid, entry.start_ticks)
+                self.ever_attached = alive = True
+        if alive:
+            self.last_alive = time.monotonic()
+
+    def _dying(self, index: int) -> bool:
+        return any(death.watched.index == index for death in self.deaths)
+
+    def _notice_deaths(self, now: int) -> None:
+        for index, watched in list(self.watcher.watched.items()):
+            if self._dying(index) or not self.watcher.gone(watched):
+                continue
+            entry = self._readers[index].entry()
+            if entry.state == EntryState.DETACHED or entry.incarnation != watched.incarnation:
+                self.watcher.forget(index)
+                continue
+            at = self._segment.geometry.entry(index)
+            self._segment.words[ENTRY.word("ended_ns", at)] = now
+            self.deaths.append(Death(watched, entry.label, now))
+        for death in list(self.deaths):
+            if death.cause is None:
+                death.cause = self.watcher.cause(death.watched)
+                if death.cause is None and now - death.noticed_ns > _CAUSE_NS:
+                    death.cause = UNKNOWN
+            if death.cause is not None:
+                self._causes[death.watched.index] = death.watched.incarnation, death.cause
+            if death.cause is not None and death.cause.exit_code == 0:
+                # It left by os._exit(0): in order, but for saying so.
+                self.bury([death])
+
+    def _settle(self, index: int, incarnation: int) -> None:
+        word = ENTRY.word("settled", self._segment.geometry.entry(index))
+        if self._segment.words[word] != incarnation:
+            self._segment.words[word] = incarnation
