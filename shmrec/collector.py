@@ -28,7 +28,7 @@ from typing import Final
 
 from shmrec import capture, fence, ledger, naming, requests, store
 from shmrec.capture import CaptureStopped, Order
-from shmrec.deaths import UNKNOWN
+from shmrec.deaths import HOST, UNKNOWN
 from shmrec.errors import SegmentError, ShmrecError
 from shmrec.layout import SegmentState, Status, Verb
 from shmrec.requests import Request
@@ -154,8 +154,9 @@ class Collector:
     def _turn(self) -> None:
         """One look at everything."""
         now = time.monotonic_ns()
-        self.roster.look(now)
-        if now >= self._next_tick:
+        tick = now >= self._next_tick
+        self.roster.look(now, tick=tick)
+        if tick:
             self._next_tick = now + _TICK_NS
             ledger.advance(self.segment)
             self.segment.set_word("heartbeat_ns", now)
@@ -220,6 +221,7 @@ class Collector:
                 deadline_ns=min(deadline, _LAST_DEADLINE_NS) if last else deadline,
                 requests=[{"pid": ask.pid, "reason": ask.reason} for ask in asked or []],
                 causes=self.roster.causes(),
+                details=self.roster.details,
                 names=names,
                 stop=bool if last else lambda: self.stopping,
             ),
@@ -244,7 +246,7 @@ class Collector:
         handed = [request for request in waiting if request.verb == Verb.TRANSFER]
         for request in waiting:
             if request.verb == Verb.ENDED:
-                self.roster.watcher.told(*request.argument)
+                self.roster.watcher.told(*request.argument, request.reason or HOST)
                 requests.answer(self.segment, request, "")
             elif request.verb == Verb.STOP:
                 self.stopping = True

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEVELS = (
-    ("_version", "errors", "events", "checksum", "durable"),
-    ("layout", "values"),
+    ("_version", "errors", "events", "checksum", "durable", "cgroup", "syscalls"),
+    ("layout", "values", "kills"),
     ("process", "naming", "threads", "frames"),
     ("_native",),
     ("extension",),
@@ -20,7 +20,7 @@ LEVELS = (
     ("segment",),
     ("wakeup", "ledger", "batch", "decoder"),
     ("manifest", "bulk", "merging"),
-    ("writer", "ring", "ending", "requests", "store"),
+    ("writer", "ring", "ending", "requests", "store", "facts"),
     ("_engine",),
     ("claim", "snapshot_file", "live", "generation"),
     ("recorder", "deaths", "capture", "launch"),
