@@ -20,7 +20,7 @@ LEVELS = (
     ("segment",),
     ("wakeup", "ledger", "batch", "decoder"),
     ("manifest", "bulk", "merging"),
-    ("writer", "ring", "ending", "requests", "store", "facts"),
+    ("writer", "ring", "ending", "requests", "store", "facts", "counters"),
     ("_engine",),
     ("claim", "snapshot_file", "live", "generation"),
     ("recorder", "deaths", "capture", "launch"),
