@@ -121,7 +121,9 @@ def test_a_namespace_and_a_bind_mount_lead_to_the_right_folder_or_to_none(host: 
     host.mount(host.cgroup, "cgroup2", root="/docker/one")
     path = host.group("", memory_events=events(1))
     inner = host.group("inner", memory_events=events(2))
-    host.group("docker/two", memory_events=events(8))
+    # What a careless reader would come upon.
+    for trap in ("docker/two", "2", "../two", "docker/one"):
+        host.group(trap, memory_events=events(8))
     for cgroup, expected in (
         ("/docker/one", path),
         ("/docker/one/inner", inner),

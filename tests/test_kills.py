@@ -184,7 +184,7 @@ def test_a_new_cgroup_of_the_same_name_counts_anew(host: Host) -> None:
     memory = host.memory(7)
     host.ticks(4)
     host.killed(0)
-    host.ticks(4)
+    host.ticks(1)
     host.killed(1)
     assert told(memory)["kills"] == 1
 

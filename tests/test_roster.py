@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 
 import pytest
 
 import shmrec
 from shmrec import requests
+from shmrec.collector import Collector
 from shmrec.layout import EntryState, Verb
 from shmrec.manifest import FACTS, Producer
 from shmrec.ring import RingReader
@@ -206,31 +207,25 @@ def test_a_real_kill_for_want_of_memory_and_one_that_is_none(
     assert killed.memory["source"] != dead.memory["source"]
 
 
-def test_who_said_how_it_ended_is_kept(
-    recording_name: str, tmp_path: Path, segment: Segment, roster: Roster
-) -> None:
+def test_who_said_how_it_ended_is_kept(recording_name: str, tmp_path: Path) -> None:
+    settings = Settings(recording_name, tmp_path, size=0, producers=4)
+    collector = Collector(establish(settings), settings)
     # One that nobody could watch: it had been reaped before it was seen.
-    gone = subprocess.run(
-        [sys.executable, "-c", PRODUCER, recording_name],
-        input="os.kill(os.getpid(), signal.SIGKILL)\n",
-        capture_output=True,
-        text=True,
-    )
+    gone = Popen([sys.executable, "-c", PRODUCER, recording_name], stdin=PIPE, stdout=DEVNULL)
+    gone.communicate(b"os.kill(os.getpid(), signal.SIGKILL)\n")
     assert gone.returncode == -signal.SIGKILL
-    roster.look(1)
-    [death] = roster.deaths
-    assert death.cause is None
-    roster.watcher.told(death.watched.pid, 9, "gunicorn's log")
-    roster.look(2)
-    assert death.cause is not None
-    assert (death.cause.signal, death.cause.source) == (9, "gunicorn's log")
-    assert details(roster, segment).memory["whole_machine"]
-
-
-def test_a_word_that_is_sent_carries_its_source(recording_name: str, segment: Segment) -> None:
     with open_segment(recording_name) as sending:
         assert requests.tell(
-            sending, open_wakeup(sending), Verb.ENDED, reason="gunicorn's log", argument=(7, 9)
+            sending,
+            open_wakeup(sending),
+            Verb.ENDED,
+            reason="gunicorn's log",
+            argument=(gone.pid, signal.SIGKILL),
         )
-    [request] = requests.pending(segment)
-    assert (request.argument, request.reason) == ((7, 9), "gunicorn's log")
+    collector.run(until=lambda: bool(snapshots(tmp_path, "death")))
+    [dead] = shmrec.read(snapshots(tmp_path, "death")[0]).producers
+    assert dead.cause is not None
+    assert (dead.cause.signal, dead.cause.source) == (signal.SIGKILL, "gunicorn's log")
+    # In which cgroup it was cannot be known any more.
+    assert dead.memory["whole_machine"]
+    assert dead.facts == []
