@@ -21,6 +21,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import signal
 import struct
 from dataclasses import dataclass
@@ -171,7 +172,13 @@ class Watcher:
 
     def gone(self, watched: Watched) -> bool:
         """Whether the process has ended."""
-        return not process.alive(watched.pid, watched.start_ticks)
+        if watched.pidfd < 0:
+            return not process.alive(watched.pid, watched.start_ticks)
+        # Cheaper than a look into /proc, and true to the process: its first thread may be a
+        # zombie there while others go on.
+        poll = select.poll()
+        poll.register(watched.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def cause(self, watched: Watched) -> Cause | None:
         """How it ended, or None while no source tells."""

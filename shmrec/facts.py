@@ -45,6 +45,7 @@ class Facts:
         self._start: Final = start_ticks
         self._folder: Final = f"/proc/{pid}"
         self._rows: deque[bytes] = deque(maxlen=ROWS)
+        self._newest = b""
         self._peak = 0
         self._tick = -1
         self.looked_closely = False
@@ -54,9 +55,12 @@ class Facts:
     @property
     def rows(self) -> list[list[Any]]:
         """Rows of `manifest.FACTS`, oldest first."""
+        rows = list(self._rows)
+        if self._newest:
+            rows.append(self._newest)
         return [
             [*numbers, state.decode("ascii", "replace")]
-            for *numbers, state in map(_ROW.unpack, self._rows)
+            for *numbers, state in map(_ROW.unpack, rows)
         ]
 
     @property
@@ -65,17 +69,25 @@ class Facts:
         return self._peak
 
     def sample(self, now: int, *, closely: bool = False) -> bool:
-        """Add a row, `closely` with what is else read seldom; False if the process has ended."""
+        """The row of a tick; False if the process has ended.
+
+        Or, `closely`, a row with all that can be read, which stands until the next: however
+        many snapshots are taken, the minute is a minute.
+        """
         seen = process.stat(self._pid)
         if seen is None or seen.state in "ZX" or seen.start_ticks != self._start:
             return False
-        self._tick += 1
-        self.looked_closely = closely = closely or self._tick % RARELY == 0
+        if not closely:
+            self._tick += 1
+        self.looked_closely = closely or self._tick % RARELY == 0
         rss = seen.resident_pages * _PAGE
-        self._peak = max(self._peak, rss, self._high_water() if closely else 0)
-        row = now, rss, seen.processor_ticks * _TICK_NS, seen.threads, self._files(closely)
+        self._peak = max(self._peak, rss, self._high_water() if self.looked_closely else 0)
+        row = now, rss, seen.processor_ticks * _TICK_NS, seen.threads, self._files()
         if all(-1 <= number <= _AT_MOST for number in row):
-            self._rows.append(_ROW.pack(*row, seen.state.encode("ascii", "replace")[:1]))
+            packed = _ROW.pack(*row, seen.state.encode("ascii", "replace")[:1])
+            self._newest = packed if closely else b""
+            if not closely:
+                self._rows.append(packed)
         return True
 
     def doing(self) -> dict[str, Any]:
@@ -93,13 +105,13 @@ class Facts:
             return {}
         return {**found, "time_ns": time.monotonic_ns()}
 
-    def _files(self, closely: bool) -> int:
+    def _files(self) -> int:
         """How many descriptors it has open; -1 where that was not read, or could not be."""
         try:
             size = os.stat(f"{self._folder}/fd").st_size
             if size:
                 return size
-            if not closely or self._tick < self._listed_at:
+            if not self.looked_closely or self._tick < self._listed_at:
                 return -1
             count = len(os.listdir(f"{self._folder}/fd"))
             self._listed_at = self._tick + count // _FILES_A_TICK

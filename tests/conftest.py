@@ -30,14 +30,17 @@ _numbers = itertools.count(1)
 # would find the same. `tools/test` leaves them out of every run but its first.
 ONCE = {
     "test_bench",
+    "test_cgroup",
     "test_deaths",
     "test_dump_doctor",
     "test_dump_usage",
     "test_dump_wording",
     "test_ending",
     "test_engine_choice",
+    "test_facts",
     "test_generation",
     "test_gunicorn_words",
+    "test_kills",
     "test_layers",
     "test_native",
     "test_native_leaks",

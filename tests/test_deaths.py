@@ -123,6 +123,37 @@ def test_a_word_of_a_timeout_is_of_that_process(
     assert watcher.watch(0, 1, child.pid, started, attached_ns=10).timeout == (30_000, 20)
 
 
+LEADERLESS = """
+import ctypes, os, threading, time
+def go_on():
+    while open(f"/proc/{os.getpid()}/stat").read().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.001)
+    os.write(1, b"x")
+    os.read(0, 1)
+    os._exit(3)
+main = threading.main_thread()
+threading.Thread(target=go_on).start()
+ctypes.CDLL(None).syscall(60, 0)
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of exit(2) is of x86-64")
+def test_a_process_whose_first_thread_has_ended_has_not(watcher: Watcher) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", LEADERLESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as made:
+        assert made.stdout is not None
+        watched = watcher.watch(0, 1, made.pid, process.start_ticks(made.pid))
+        if watched.pidfd < 0:
+            pytest.skip("no pidfds here")
+        assert made.stdout.read(1) == b"x"
+        assert not watcher.gone(watched)
+        made.communicate(b"x")
+        assert watcher.gone(watched)
+        found = watcher.cause(watched)
+        assert found is None or found.exit_code == 3
+
+
 def test_a_zombie_that_we_may_not_inspect_tells_no_exit_code(
     watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,17 @@ def test_a_minute_of_rows_is_kept() -> None:
     assert [each[0] for each in facts.rows] == list(range(5, ROWS + 5))
 
 
+def test_a_close_look_stands_until_the_next_row() -> None:
+    facts = of(os.getpid())
+    for n in range(ROWS):
+        facts.sample(n)
+    for n in range(ROWS, 3 * ROWS):
+        assert facts.sample(n, closely=True)
+    assert [each[0] for each in facts.rows] == [*range(ROWS), 3 * ROWS - 1]
+    facts.sample(3 * ROWS)
+    assert [each[0] for each in facts.rows] == [*range(1, ROWS), 3 * ROWS]
+
+
 def test_the_highest_mark_is_the_kernels_where_no_sample_saw_it() -> None:
     held = bytearray(b"x") * (96 * MIB)
     del held
