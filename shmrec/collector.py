@@ -26,14 +26,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from shmrec import capture, fence, ledger, naming, process, requests, store
+from shmrec import capture, fence, ledger, naming, requests, store
 from shmrec.capture import CaptureStopped, Order
-from shmrec.deaths import UNKNOWN, Death, Watcher
+from shmrec.deaths import HOST, UNKNOWN
 from shmrec.errors import SegmentError, ShmrecError
-from shmrec.layout import ENTRY, EntryState, SegmentState, Status, Verb
-from shmrec.manifest import Cause
+from shmrec.layout import SegmentState, Status, Verb
 from shmrec.requests import Request
-from shmrec.ring import RingReader
+from shmrec.roster import Roster
 from shmrec.segment import Segment
 from shmrec.takeover import Settings
 from shmrec.wakeup import open_wakeup, remove_wakeup, wake
@@ -43,7 +42,6 @@ __all__ = ["Collector"]
 _TICK_NS: Final = 1_000_000_000
 _SWEEP_NS: Final = 60_000_000_000
 _COALESCE_NS: Final = 50_000_000
-_CAUSE_NS: Final = 250_000_000
 _STATUS_POLL_SECONDS: Final = 0.02
 _RETRY_NS: Final = 5_000_000_000
 _LAST_DEADLINE_NS: Final = 200_000_000
@@ -71,23 +69,13 @@ class Collector:
         self.settings = settings
         self.stopping = False
         self.snapshots: list[Path] = []
-        self.extra_pidfds: list[int] = []
-        self.watcher = Watcher()
-        self._deaths: list[Death] = []
-        # Kept until the ring has another owner, for later snapshots hold the dead one too.
-        self._causes: dict[int, tuple[int, Cause]] = {}
-        self._readers = [
-            RingReader(segment.view, segment.words, segment.geometry, index)
-            for index in range(segment.geometry.producers)
-        ]
+        self.roster = Roster(segment)
         _prepare_for_many()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup = open_wakeup(segment, create=True)
         self._next_tick = time.monotonic_ns()
         self._next_sweep = self._next_tick + _SWEEP_NS
         self._death_allowed = 0
-        self._last_alive = time.monotonic()
-        self._ever_attached = False
         self._waker: threading.Thread | None = None
         self._failures = 0
 
@@ -136,15 +124,13 @@ class Collector:
     def _poll(self) -> None:
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
-        pending = {death.watched.pidfd for death in self._deaths}
-        for fd in [*self.watcher.pidfds(), *self.extra_pidfds]:
-            if fd not in pending:
-                poll.register(fd, select.POLLIN)
+        for fd in self.roster.pidfds():
+            poll.register(fd, select.POLLIN)
         seconds = max(0.0, (self._next_tick - time.monotonic_ns()) / 1e9)
-        if any(death.cause is None for death in self._deaths):
+        if any(death.cause is None for death in self.roster.deaths):
             seconds = min(seconds, _STATUS_POLL_SECONDS)
-        elif self._deaths:
-            first = min(death.noticed_ns for death in self._deaths) + _COALESCE_NS
+        elif self.roster.deaths:
+            first = min(death.noticed_ns for death in self.roster.deaths) + _COALESCE_NS
             due = max(first, self._death_allowed)
             seconds = min(seconds, max(0.0, (due - time.monotonic_ns()) / 1e9))
         poll.poll(seconds * 1000)
@@ -168,9 +154,9 @@ class Collector:
     def _turn(self) -> None:
         """One look at everything."""
         now = time.monotonic_ns()
-        self._notice_producers(now)
-        self._notice_deaths(now)
-        if now >= self._next_tick:
+        tick = now >= self._next_tick
+        self.roster.look(now, tick=tick)
+        if tick:
             self._next_tick = now + _TICK_NS
             ledger.advance(self.segment)
             self.segment.set_word("heartbeat_ns", now)
@@ -180,76 +166,22 @@ class Collector:
         self._serve()
         self._take_death_snapshot()
 
-    # Producers coming and going.
-
-    def _notice_producers(self, now: int) -> None:
-        words, geometry = self.segment.words, self.segment.geometry
-        alive = False
-        for index, reader in enumerate(self._readers):
-            at = geometry.entry(index)
-            incarnation = words[ENTRY.word("incarnation", at)]
-            if not incarnation:
-                continue
-            state = words[ENTRY.word("state", at)]
-            if state == EntryState.DETACHED:
-                if index in self.watcher.watched and not self._dying(index):
-                    self.watcher.forget(index)
-                self._settle(index, incarnation)
-            elif state == EntryState.LIVE and words[ENTRY.word("settled", at)] != incarnation:
-                entry = reader.entry()
-                self.watcher.watch(index, incarnation, entry.pid, entry.start_ticks)
-                self._ever_attached = alive = True
-        if alive:
-            self._last_alive = time.monotonic()
-
-    def _dying(self, index: int) -> bool:
-        return any(death.watched.index == index for death in self._deaths)
-
-    def _notice_deaths(self, now: int) -> None:
-        for index, watched in list(self.watcher.watched.items()):
-            if self._dying(index) or not self.watcher.gone(watched):
-                continue
-            entry = self._readers[index].entry()
-            if entry.state == EntryState.DETACHED or entry.incarnation != watched.incarnation:
-                self.watcher.forget(index)
-                continue
-            at = self.segment.geometry.entry(index)
-            self.segment.words[ENTRY.word("ended_ns", at)] = now
-            self._deaths.append(Death(watched, entry.label, now))
-        for death in list(self._deaths):
-            if death.cause is None:
-                death.cause = self.watcher.cause(death.watched)
-                if death.cause is None and now - death.noticed_ns > _CAUSE_NS:
-                    death.cause = UNKNOWN
-            if death.cause is not None:
-                self._causes[death.watched.index] = death.watched.incarnation, death.cause
-            if death.cause is not None and death.cause.exit_code == 0:
-                # It left by os._exit(0): in order, but for saying so.
-                self._deaths.remove(death)
-                self._settle(death.watched.index, death.watched.incarnation)
-                self.watcher.forget(death.watched.index)
-
-    def _settle(self, index: int, incarnation: int) -> None:
-        word = ENTRY.word("settled", self.segment.geometry.entry(index))
-        if self.segment.words[word] != incarnation:
-            self.segment.words[word] = incarnation
-
     def _deserted(self) -> bool:
         linger = self.settings.linger
-        if linger is None or self._deaths:
+        if linger is None or self.roster.deaths:
             return False
-        silence = time.monotonic() - self._last_alive
-        return silence > (linger if self._ever_attached else max(linger, _UNUSED_SECONDS))
+        silence = time.monotonic() - self.roster.last_alive
+        return silence > (linger if self.roster.ever_attached else max(linger, _UNUSED_SECONDS))
 
     # Snapshots.
 
     def _take_death_snapshot(self, *, last: bool = False) -> None:
         now = time.monotonic_ns()
-        ready = [death for death in self._deaths if death.cause is not None]
+        ready = [death for death in self.roster.deaths if death.cause is not None]
         if not ready:
             return
         first = min(death.noticed_ns for death in ready)
-        waiting = len(ready) < len(self._deaths) or now < first + _COALESCE_NS
+        waiting = len(ready) < len(self.roster.deaths) or now < first + _COALESCE_NS
         if not last and (waiting or now < self._death_allowed):
             return
         more = f" and {len(ready) - 1} more" if len(ready) > 1 else ""
@@ -265,10 +197,7 @@ class Collector:
             self._death_allowed = max(self._death_allowed, time.monotonic_ns() + _RETRY_NS)
             self.settings.log(f"no snapshot of {reason}: {error}")
             return
-        for death in ready:
-            self._deaths.remove(death)
-            self._settle(death.watched.index, death.watched.incarnation)
-            self.watcher.forget(death.watched.index)
+        self.roster.bury(ready)
 
     def _snapshot(
         self,
@@ -280,10 +209,6 @@ class Collector:
         last: bool = False,
     ) -> Path:
         deadline = int(self.settings.deadline * 1e9)
-        causes = {(index, known[0]): known[1] for index, known in self._causes.items()}
-        for death in self._deaths:
-            ended = death.watched.index, death.watched.incarnation
-            causes[ended] = death.cause or UNKNOWN
         path = capture.take(
             self.segment,
             Order(
@@ -295,7 +220,8 @@ class Collector:
                 flushes=self.settings.flushes,
                 deadline_ns=min(deadline, _LAST_DEADLINE_NS) if last else deadline,
                 requests=[{"pid": ask.pid, "reason": ask.reason} for ask in asked or []],
-                causes=causes,
+                causes=self.roster.causes(),
+                details=self.roster.details,
                 names=names,
                 stop=bool if last else lambda: self.stopping,
             ),
@@ -320,7 +246,7 @@ class Collector:
         handed = [request for request in waiting if request.verb == Verb.TRANSFER]
         for request in waiting:
             if request.verb == Verb.ENDED:
-                self.watcher.told(*request.argument)
+                self.roster.watcher.told(*request.argument, request.reason or HOST)
                 requests.answer(self.segment, request, "")
             elif request.verb == Verb.STOP:
                 self.stopping = True
@@ -359,9 +285,8 @@ class Collector:
         Unless it is `wanted` it ends only if nobody has attached since we looked; whether it
         ended.
         """
-        self._notice_producers(time.monotonic_ns())
-        self._notice_deaths(time.monotonic_ns())
-        for death in self._deaths:
+        self.roster.look(time.monotonic_ns())
+        for death in self.roster.deaths:
             death.cause = death.cause or UNKNOWN
         self._take_death_snapshot(last=True)
         segment = self.segment
@@ -369,12 +294,12 @@ class Collector:
             # Without the lock, whoever attaches now learns at its first event that it is over.
             with contextlib.suppress(SegmentError):
                 held.enter_context(segment.locked(_LAST_LOCK_SECONDS))
-            if not wanted and self._somebody():
-                self._last_alive = time.monotonic()
+            if not wanted and self.roster.anybody():
+                self.roster.last_alive = time.monotonic()
                 return False
             segment.set_word("state", SegmentState.CLOSED)
             ledger.advance(segment)
-            if self._deaths:
+            if self.roster.deaths:
                 self.settings.log(
                     f"recording {self.settings.name!r} is left in memory, its evidence could not "
                     f"be written: read it with `shmrec-dump recover {self.settings.name}`"
@@ -386,16 +311,6 @@ class Collector:
             requests.answer(segment, request, "the recording has been stopped", Status.FAILED)
         return True
 
-    def _somebody(self) -> bool:
-        """Whether a live process has a ring or is getting one."""
-        for reader in self._readers:
-            entry = reader.entry()
-            if entry.state in (EntryState.LIVE, EntryState.CLAIMING) and process.alive(
-                entry.pid, entry.start_ticks
-            ):
-                return True
-        return False
-
     def _let_go(self) -> None:
         """Close everything of this process; the recording itself is not touched."""
         self.stopping = True
@@ -404,7 +319,7 @@ class Collector:
             self._waker.join(timeout=1.0)
         with contextlib.suppress(ValueError):
             signal.set_wakeup_fd(-1)
-        self.watcher.close()
+        self.roster.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
         self.segment.close()

@@ -6,10 +6,13 @@ source at hand, and the source is kept with it:
 
 1. the exit status that ``PIDFD_GET_INFO`` keeps after reaping (Linux 6.15);
 2. ``/proc/PID/stat`` while the process is a zombie that we may inspect;
-3. the word of a host that reaped it.
+3. the word of who reaped it: its parent, where that is the collector itself, or a host.
 
-Where none of these speaks the cause is "unknown", never a guess. Source of the protocol:
-pidfd_open(2) and the kernel's ``include/uapi/linux/pidfd.h``.
+Where none of these speaks the cause is "unknown", never a guess: so it is with a process that
+was reaped, by somebody who says nothing, before its pidfd could be opened. Source of the
+protocol: pidfd_open(2) and the kernel's ``include/uapi/linux/pidfd.h``.
+
+Words are matched by pid, may come before the process is known, and are bounded in number.
 """
 
 from __future__ import annotations
@@ -18,15 +21,25 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import signal
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from shmrec import process
 from shmrec.manifest import Cause
 
-__all__ = ["UNKNOWN", "Death", "Watched", "Watcher", "cause_of_status"]
+__all__ = [
+    "HOST",
+    "PARENT",
+    "UNKNOWN",
+    "Death",
+    "Timeout",
+    "Watched",
+    "Watcher",
+    "cause_of_status",
+]
 
 # struct pidfd_info, first version: mask and cgroup id, eleven ids, exit code.
 _INFO: Final = struct.Struct("=QQ11Ii")
@@ -34,7 +47,12 @@ _INFO_EXIT: Final = 1 << 3
 _GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11
 
 _TOLD_LIMIT: Final = 256
+_SOURCE_LIMIT: Final = 80
 _STATUS_AT_MOST: Final = 0xFFFF
+_TIMEOUT_AT_MOST_MS: Final = 1 << 40
+
+PARENT: Final = "parent"
+HOST: Final = "host"
 
 UNKNOWN: Final = Cause("unknown", "no wait status could be had")
 
@@ -57,6 +75,13 @@ def signal_name(number: int) -> str:
         return f"SIG{number}"
 
 
+class Timeout(NamedTuple):
+    """A host's word: no answer for `timeout_ms`; told at `told_ns`, CLOCK_MONOTONIC."""
+
+    timeout_ms: int
+    told_ns: int
+
+
 @dataclass
 class Watched:
     """A process under watch: its ring and incarnation, its pidfd or -1."""
@@ -66,6 +91,7 @@ class Watched:
     pid: int
     start_ticks: int
     pidfd: int
+    timeout: Timeout | None = None
 
     def close(self) -> None:
         """Stop watching; twice is harmless."""
@@ -93,9 +119,12 @@ class Watcher:
 
     def __init__(self) -> None:
         self.watched: dict[int, Watched] = {}
-        self._told: dict[int, int] = {}
+        self._told: dict[int, tuple[int, str]] = {}
+        self._timeouts: dict[int, Timeout] = {}
 
-    def watch(self, index: int, incarnation: int, pid: int, start_ticks: int) -> Watched:
+    def watch(
+        self, index: int, incarnation: int, pid: int, start_ticks: int, attached_ns: int = 0
+    ) -> Watched:
         """Watch the process that claimed ring `index`; idempotent for one incarnation."""
         known = self.watched.get(index)
         if known is not None:
@@ -106,6 +135,9 @@ class Watcher:
             # Word of an earlier process that had the same pid.
             self._told.pop(pid, None)
         watched = Watched(index, incarnation, pid, start_ticks, _pidfd(pid, start_ticks))
+        timeout = self._timeouts.pop(pid, None)
+        if timeout is not None and timeout.told_ns >= attached_ns:
+            watched.timeout = timeout
         self.watched[index] = watched
         return watched
 
@@ -120,17 +152,33 @@ class Watcher:
         """The descriptors that become readable at a death."""
         return [watched.pidfd for watched in self.watched.values() if watched.pidfd >= 0]
 
-    def told(self, pid: int, status: int) -> None:
-        """A host's word on how a process ended; it may come before we knew the process."""
-        if not 0 <= status <= _STATUS_AT_MOST:
+    def told(self, pid: int, status: int, source: str = HOST) -> None:
+        """The word of `source` on how a process ended; it may come before we knew the process."""
+        if 0 <= status <= _STATUS_AT_MOST:
+            self._told[pid] = status, source[:_SOURCE_LIMIT]
+            _forget_oldest(self._told)
+
+    def timed_out(self, pid: int, timeout_ms: int, now_ns: int) -> None:
+        """A host's word that a process has not answered for that long; as `told` may it come."""
+        if not 0 <= timeout_ms <= _TIMEOUT_AT_MOST_MS:
             return
-        self._told[pid] = status
-        while len(self._told) > _TOLD_LIMIT:
-            del self._told[next(iter(self._told))]
+        timeout = Timeout(timeout_ms, now_ns)
+        known = [watched for watched in self.watched.values() if watched.pid == pid]
+        for watched in known:
+            watched.timeout = timeout
+        if not known:
+            self._timeouts[pid] = timeout
+            _forget_oldest(self._timeouts)
 
     def gone(self, watched: Watched) -> bool:
         """Whether the process has ended."""
-        return not process.alive(watched.pid, watched.start_ticks)
+        if watched.pidfd < 0:
+            return not process.alive(watched.pid, watched.start_ticks)
+        # Cheaper than a look into /proc, and true to the process: its first thread may be a
+        # zombie there while others go on.
+        poll = select.poll()
+        poll.register(watched.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def cause(self, watched: Watched) -> Cause | None:
         """How it ended, or None while no source tells."""
@@ -148,13 +196,18 @@ class Watcher:
         ):
             return cause_of_status(seen.wait_status, "kernel (zombie)")
         if watched.pid in self._told:
-            return cause_of_status(self._told[watched.pid], "host")
+            return cause_of_status(*self._told[watched.pid])
         return None
 
     def close(self) -> None:
         """Stop watching everything."""
         for index in list(self.watched):
             self.forget(index)
+
+
+def _forget_oldest(words: dict[int, Any]) -> None:
+    while len(words) > _TOLD_LIMIT:
+        del words[next(iter(words))]
 
 
 def _pidfd(pid: int, start_ticks: int) -> int:

@@ -15,7 +15,7 @@ __all__ = ["FACTS", "Cause", "Header", "Producer", "Stack"]
 
 FACTS: Final = ("time_ns", "rss", "cpu_ns", "threads", "files", "state")
 """A row of a producer's facts: CLOCK_MONOTONIC; bytes; processor time, user and system; counts,
--1 where they could not be read; the kernel's state letter."""
+-1 where they were not read, or could not be; the kernel's state letter."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,18 @@ class Producer:
     memory: dict[str, Any] = field(default_factory=dict)
     """Of its memory cgroup: `limit` in bytes (0: none), `kills` by the kernel for want of memory
     since the producer was first seen, `others` that died meanwhile of SIGKILL in the same
-    cgroup, `source` where this was read; empty if it could not be."""
+    cgroup, `source` where this was read; empty if it could not be. Of one that ended, `kills` and
+    `others` are only of the last seconds, `window_ns`, before its end was noticed.
+
+    Besides: `seen_kills` since it was first seen, `risen_ns` when the count was last seen to
+    rise (0: never), `limit_source`, `peak` and `current` bytes of the cgroup (0: not known).
+    `whole_machine` is true where no cgroup told, and the counts are of all processes there are:
+    weaker evidence."""
     host: dict[str, Any] = field(default_factory=dict)
     """A host's word that it did not answer: `timeout_ms`, `told_ns`; empty without one."""
     doing: dict[str, Any] = field(default_factory=dict)
-    """Of one that lives: `wchan` and `syscall` as the kernel names them, where readable."""
+    """Of one that lives, its main thread: `wchan` and `syscall` as the kernel names them, where
+    readable; `time_ns` when that was."""
     stack_flags: int = 0
     """A union of `layout.StackFlag`."""
     # What follows is worked out by the reader.

@@ -86,9 +86,16 @@ def _claim(
     return None
 
 
-def tell(segment: Segment, wakeup: Any, verb: int, *, argument: tuple[int, int] = (0, 0)) -> bool:
+def tell(
+    segment: Segment,
+    wakeup: Any,
+    verb: int,
+    *,
+    reason: str = "",
+    argument: tuple[int, int] = (0, 0),
+) -> bool:
     """Send word that needs no answer; False if every slot is in use."""
-    claimed = _claim(segment, verb, "", argument)
+    claimed = _claim(segment, verb, reason, argument)
     if claimed is None:
         return False
     slot, ticket = claimed

@@ -32,6 +32,7 @@ import msgpack
 
 from shmrec import layout
 from shmrec.bulk import Runs
+from shmrec.counters import fact_runs
 from shmrec.decoder import Event
 from shmrec.ending import find_ending
 from shmrec.errors import DamagedFileError, NoSuchSnapshotError
@@ -173,12 +174,15 @@ class Snapshot:
     def __iter__(self) -> Iterator[Event]:
         return self.events()
 
-    def events(self, *, producers: set[int] | None = None) -> Iterator[Event]:
-        """The events of all producers, or of those with these indexes, in time order."""
-        return chain.from_iterable(self.runs(producers=producers))
+    def events(self, *, producers: set[int] | None = None, facts: bool = False) -> Iterator[Event]:
+        """The events of all producers, or of those with these indexes, in time order.
+
+        With `facts` also what the kernel said of the processes, as `counters` has it.
+        """
+        return chain.from_iterable(self.runs(producers=producers, facts=facts))
 
     def runs(
-        self, *, producers: set[int] | None = None, ordered: bool = True
+        self, *, producers: set[int] | None = None, ordered: bool = True, facts: bool = False
     ) -> Iterator[list[Event]]:
         """The same events in lists, which is how to go through many of them fast.
 
@@ -192,6 +196,8 @@ class Snapshot:
         size = run_size(len(wanted) if ordered else 1)
         with open(self.path, "rb") as file:
             streams = [self._runs_of(file, producer, size) for producer in wanted]
+            if facts:
+                streams += [fact_runs(producer, size) for producer in wanted]
             yield from merged(streams, size) if ordered else chain.from_iterable(streams)
 
     def last(self, producer: Producer, count: int) -> list[Event]:

@@ -31,6 +31,7 @@ _numbers = itertools.count(1)
 ONCE = {
     "test_bench",
     "test_culprits",
+    "test_cgroup",
     "test_deaths",
     "test_dump_doctor",
     "test_dump_report",
@@ -40,8 +41,10 @@ ONCE = {
     "test_ending",
     "test_engine_choice",
     "test_forensics",
+    "test_facts",
     "test_generation",
     "test_gunicorn_words",
+    "test_kills",
     "test_layers",
     "test_native",
     "test_native_leaks",

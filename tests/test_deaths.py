@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from shmrec import process
-from shmrec.deaths import Watcher, cause_of_status, signal_name
+from shmrec.deaths import PARENT, Watcher, cause_of_status, signal_name
 
 from .conftest import wait_until
 
@@ -86,6 +86,72 @@ def test_without_the_kernels_word_a_hosts_word_counts_and_else_nothing_is_known(
     found = watcher.cause(watched)
     assert found is not None
     assert (found.signal, found.source) == (9, "host")
+    watcher.told(child.pid, 9, PARENT)
+    found = watcher.cause(watched)
+    assert found is not None
+    assert found.source == PARENT
+    watcher.told(child.pid, 9, "x" * 1000)
+    found = watcher.cause(watched)
+    assert found is not None
+    assert len(found.source) < 100
+
+
+def test_words_are_bounded(watcher: Watcher) -> None:
+    for pid in range(10_000):
+        watcher.told(pid, 9)
+        watcher.timed_out(pid, 1, 1)
+    assert len(watcher._told) == len(watcher._timeouts) < 1_000
+
+
+def test_a_word_of_a_timeout_is_of_that_process(
+    watcher: Watcher, child: subprocess.Popen[bytes]
+) -> None:
+    started = process.start_ticks(child.pid)
+    # Of an earlier process with this pid, which had not attached.
+    watcher.timed_out(child.pid, 30_000, 5)
+    watched = watcher.watch(0, 1, child.pid, started, attached_ns=10)
+    assert watched.timeout is None
+    watcher.timed_out(child.pid + 1, 30_000, 11)
+    watcher.timed_out(child.pid, 1 << 60, 12)
+    watcher.timed_out(child.pid, -1, 13)
+    assert watched.timeout is None
+    watcher.timed_out(child.pid, 20_000, 15)
+    assert watched.timeout == (20_000, 15)
+    # It came before the process was known.
+    watcher.forget(0)
+    watcher.timed_out(child.pid, 30_000, 20)
+    assert watcher.watch(0, 1, child.pid, started, attached_ns=10).timeout == (30_000, 20)
+
+
+LEADERLESS = """
+import ctypes, os, threading, time
+def go_on():
+    while open(f"/proc/{os.getpid()}/stat").read().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.001)
+    os.write(1, b"x")
+    os.read(0, 1)
+    os._exit(3)
+main = threading.main_thread()
+threading.Thread(target=go_on).start()
+ctypes.CDLL(None).syscall(60, 0)
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of exit(2) is of x86-64")
+def test_a_process_whose_first_thread_has_ended_has_not(watcher: Watcher) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", LEADERLESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as made:
+        assert made.stdout is not None
+        watched = watcher.watch(0, 1, made.pid, process.start_ticks(made.pid))
+        if watched.pidfd < 0:
+            pytest.skip("no pidfds here")
+        assert made.stdout.read(1) == b"x"
+        assert not watcher.gone(watched)
+        made.communicate(b"x")
+        assert watcher.gone(watched)
+        found = watcher.cause(watched)
+        assert found is None or found.exit_code == 3
 
 
 def test_a_zombie_that_we_may_not_inspect_tells_no_exit_code(

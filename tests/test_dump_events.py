@@ -295,6 +295,56 @@ def test_count(seconds: Path) -> None:
     assert json.loads(shown) == {"events": 10}
 
 
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    """An event in the middle of one process's facts, and facts of another without events."""
+    head = Header(recording="web", taken_mono_ns=100 * SECOND, generation=1, flushes=2)
+    rows = [
+        [90 * SECOND, 1000, 0, 2, 7, "S"],
+        [91 * SECOND, 2000, SECOND // 4, 2, -1, "R"],
+        [92 * SECOND, -1, SECOND // 2, -1, 8, "R"],
+    ]
+    other = [[90 * SECOND + 1, 5, 5, 1, 3, "S"], [90 * SECOND + 1, 6, 4, 1, 3, "S"]]
+    producers = [
+        Producer(index=0, pid=100, label="w0", state="running", facts=rows),
+        Producer(index=1, pid=101, label=HOSTILE, state="dead", facts=other),
+    ]
+    event = batch([1, 0, 11, "MainThread"], [3, 0, "event"], start_ns=91 * SECOND - 1)
+    path = tmp_path / "web-20260131T123005Z-x-1.shmrec"
+    return write_file(path, head, [(producers[0], [event]), (producers[1], [])])
+
+
+def test_facts_are_counters_on_the_timeline(facts: Path) -> None:
+    assert names(facts) == ["event"]
+    shown = found(facts, "--facts", "--pid", 100)
+    assert [(each["time_ns"] // SECOND, each["name"], each.get("value")) for each in shown] == [
+        (90, "process.rss", 1000),
+        (90, "process.threads", 2),
+        (90, "process.open_files", 7),
+        (90, "event", None),
+        (91, "process.rss", 2000),
+        (91, "process.threads", 2),
+        (91, "process.cpu", 25.0),
+        (92, "process.open_files", 8),
+        (92, "process.cpu", 25.0),
+    ]
+    assert {each["pid"] for each in shown} == {100}
+    assert {each["kind"] for each in shown} == {"instant", "counter"}
+    assert len(found(facts, "--facts")) == 9 + 6
+    times = [each["time_ns"] for each in found(facts, "--facts")]
+    assert times == sorted(times)
+    assert [event.name for event in read(facts).events(facts=True)].count("process.rss") == 4
+
+
+def test_facts_go_through_the_same_filters(facts: Path) -> None:
+    assert names(facts, "--facts", "--name", "process.rss", "--since", "9.5") == ["process.rss"]
+    assert names(facts, "--facts", "--kind", "instant") == ["event"]
+    assert dump("events", facts, "--facts", "--count").stdout.strip() == "15"
+    shown = dump("events", facts, "--facts", "--name", "process.rss", "--pid", 101).stdout
+    assert "process.rss = 5" in shown
+    assert "\x1b" not in shown
+
+
 def test_the_count_is_of_what_can_be_decoded(tmp_path: Path) -> None:
     good = [[1, 0, 11, "main"], *([3, 1, f"s{n}"] for n in range(5))]
     broken = batch(*good)

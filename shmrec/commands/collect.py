@@ -20,6 +20,7 @@ from shmrec import layout, store
 from shmrec._version import __version__
 from shmrec.collector import Collector
 from shmrec.commands.terminal import run
+from shmrec.deaths import PARENT
 from shmrec.errors import CollectorRunningError, ShmrecError
 from shmrec.launch import READY, RUNNING
 from shmrec.naming import check_name
@@ -214,7 +215,8 @@ def _run_command(
 
     def wait() -> None:
         code = child.wait()
-        collector.watcher.told(child.pid, -code if code < 0 else code << 8)
+        status = -code if code < 0 else code << 8
+        collector.roster.watcher.told(child.pid, status, PARENT)
         ended.set()
         collector.wake()
 

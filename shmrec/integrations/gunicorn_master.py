@@ -34,6 +34,9 @@ from shmrec.wakeup import open_wakeup
 
 __all__ = ["MasterRecording", "Settings"]
 
+SOURCE: Final = "gunicorn's log"
+"""How a worker's end is known, where the kernel does not tell it."""
+
 _JOIN_SECONDS: Final = 5.0
 _SETTLE_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 0.1
@@ -183,7 +186,7 @@ class MasterRecording:
             self._busy = True
             try:
                 word = self._word.popleft()
-                requests.tell(self._segment, self._wakeup, Verb.ENDED, argument=word)
+                requests.tell(self._segment, self._wakeup, Verb.ENDED, reason=SOURCE, argument=word)
             finally:
                 self._busy = False
 

@@ -126,4 +126,5 @@ def test_word_that_comes_at_a_bad_moment_is_passed_on_later(recording_name: str)
             assert not requests.pending(segment)
         (word,) = requests.pending(segment)
         assert (word.verb, word.argument) == (Verb.ENDED, (41, signal.SIGKILL))
+        assert word.reason == "gunicorn's log"
     end_recording(recording_name)

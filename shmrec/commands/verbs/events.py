@@ -43,6 +43,7 @@ Examples:
   shmrec-dump events --tail 20
   shmrec-dump events --pid 4242 --since 2
   shmrec-dump events --kind exception --name 'ValueError*'
+  shmrec-dump events --facts --pid 4242 --name process.rss
   shmrec-dump events --count --kind end --name request --since 10
   shmrec-dump events --json | jq -c 'select(.duration_ns > 1e9) | [.name, .args]'
 """
@@ -63,6 +64,12 @@ Examples:
 @click.option("--name", help="With a name that matches this shell pattern.")
 @click.option("--since", type=to_moment, metavar="WHEN", help="From then on.")
 @click.option("--until", type=to_moment, metavar="WHEN", help="Up to then.")
+@click.option(
+    "--facts",
+    is_flag=True,
+    help="With counters of each process's memory, processor time, threads and open files: "
+    "process.rss in bytes, process.cpu in percent, process.threads, process.open_files.",
+)
 @click.option("--tail", type=click.IntRange(0), help="Only the last so many of those.")
 @click.option("--count", "only_count", is_flag=True, help="Print only how many there are.")
 @json_option
@@ -75,6 +82,7 @@ def command(
     name: str | None,
     since: Moment | None,
     until: Moment | None,
+    facts: bool,
     tail: int | None,
     only_count: bool,
     as_json: bool,
@@ -103,12 +111,13 @@ def command(
         tests.append(lambda event: event.time_ns <= last)
     if only_count:
         # For a count the order is all the same, and dear.
-        count = sum(map(len, _matching(snapshot.runs(producers=indexes, ordered=False), tests)))
+        runs = snapshot.runs(producers=indexes, ordered=False, facts=facts)
+        count = sum(map(len, _matching(runs, tests)))
         count = count if tail is None else min(count, tail)
         click.echo(dumps({"events": count}) if as_json else count)
         return
     found: Iterable[Event]
-    found = chain.from_iterable(_matching(snapshot.runs(producers=indexes), tests))
+    found = chain.from_iterable(_matching(snapshot.runs(producers=indexes, facts=facts), tests))
     if tail is not None:
         found = deque(found, maxlen=tail)
     if as_json:

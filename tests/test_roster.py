@@ -1,0 +1,231 @@
+"""What a real collector's snapshots say of its producers: facts, memory, words of a host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
+
+import pytest
+
+import shmrec
+from shmrec import requests
+from shmrec.collector import Collector
+from shmrec.layout import EntryState, Verb
+from shmrec.manifest import FACTS, Producer
+from shmrec.ring import RingReader
+from shmrec.roster import Roster
+from shmrec.segment import Segment, open_segment
+from shmrec.takeover import Settings, establish
+from shmrec.wakeup import open_wakeup
+
+from .conftest import Script, noticed, snapshots, wait_until
+
+MIB = 1 << 20
+SECOND = 1_000_000_000
+MEMORY = Path("/sys/fs/cgroup/memory")
+LIMIT = 96 * MIB
+
+PRODUCER = """
+import os, signal, sys, shmrec
+if len(sys.argv) > 2:
+    open(sys.argv[2], "w").write(str(os.getpid()))
+shmrec.attach(sys.argv[1], required=True)
+print("ready", flush=True)
+with shmrec.span("request", path="/report"):
+    for line in sys.stdin:
+        exec(line)
+        print("done", flush=True)
+"""
+EATING = "held = []\nwhile True: held.append(b'x' * (1 << 20))"
+
+
+@pytest.fixture
+def segment(recording_name: str, tmp_path: Path) -> Iterator[Segment]:
+    made = establish(Settings(recording_name, tmp_path, size=0, producers=4))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def roster(segment: Segment) -> Iterator[Roster]:
+    made = Roster(segment)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def producer(script: Callable[..., Script], recording_name: str) -> Callable[..., Script]:
+    def start(*args: str) -> Script:
+        started = script(PRODUCER, recording_name, *args)
+        assert started.line() == "ready"
+        return started
+
+    return start
+
+
+def details(roster: Roster, segment: Segment, index: int = 0) -> Producer:
+    entry = RingReader(segment.view, segment.words, segment.geometry, index).entry()
+    return Producer(**roster.details(entry))
+
+
+def test_facts_are_taken_at_ticks_and_kept_after_the_end(
+    roster: Roster, segment: Segment, producer: Callable[..., Script]
+) -> None:
+    victim = producer()
+    # The first when it is met, and one at each tick.
+    for now in range(1, 4):
+        roster.look(now * SECOND, tick=now > 1)
+    roster.look(4 * SECOND)
+    living = details(roster, segment)
+    times = [row[FACTS.index("time_ns")] for row in living.facts]
+    assert times[:-1] == [1 * SECOND, 2 * SECOND, 3 * SECOND][: len(times) - 1]
+    assert len(living.facts) == 4
+    assert living.peak_rss >= max(row[FACTS.index("rss")] for row in living.facts) > MIB
+    assert living.host == {}
+    victim.kill()
+    victim.wait()
+    roster.look(5 * SECOND, tick=True)
+    roster.look(6 * SECOND, tick=True)
+    dead = details(roster, segment)
+    assert dead.facts == living.facts
+    assert dead.peak_rss == living.peak_rss
+    assert dead.doing == {}
+    [death] = roster.deaths
+    roster.bury([death])
+    assert details(roster, segment).facts == living.facts
+
+
+def test_what_is_known_of_one_is_not_told_of_the_next_in_its_ring(
+    roster: Roster, segment: Segment, producer: Callable[..., Script]
+) -> None:
+    producer()
+    roster.look(SECOND)
+    entry = RingReader(segment.view, segment.words, segment.geometry, 0).entry()
+    assert entry.state == EntryState.LIVE
+    assert roster.details(entry)["facts"]
+    entry.incarnation += 1
+    assert roster.details(entry) == {}
+    entry.index += 1
+    assert roster.details(entry) == {}
+
+
+def test_of_very_many_each_has_its_turn(
+    roster: Roster,
+    segment: Segment,
+    producer: Callable[..., Script],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shmrec.roster._SAMPLED_A_TICK", 1)
+    for _ in range(2):
+        producer()
+    for now in range(1, 6):
+        roster.look(now, tick=now > 1)
+    rows = [details(roster, segment, index).facts for index in range(2)]
+    # When met, in every other tick, and for the details.
+    assert [[row[0] for row in each[:-1]] for each in rows] == [[1, 2, 4], [1, 3, 5]]
+
+
+def test_a_hosts_word_of_a_timeout_stays_with_the_process(
+    roster: Roster, segment: Segment, producer: Callable[..., Script]
+) -> None:
+    victim = producer()
+    roster.look(1)
+    roster.watcher.timed_out(victim.pid, 30_000, 5)
+    victim.kill()
+    victim.wait()
+    roster.look(6)
+    expected = {"timeout_ms": 30_000, "told_ns": 5}
+    assert details(roster, segment).host == expected
+    roster.bury(list(roster.deaths))
+    assert details(roster, segment).host == expected
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A memory cgroup with a limit, of version 1 or 2."""
+    below = MEMORY if MEMORY.is_dir() else Path("/sys/fs/cgroup")
+    limit, swap = (
+        ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+        if MEMORY.is_dir()
+        else ("memory.max", "memory.swap.max")
+    )
+    made = below / f"shmrec-test-{os.getpid()}"
+    try:
+        made.mkdir()
+        (made / limit).write_text(str(LIMIT))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            made.rmdir()
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    with contextlib.suppress(OSError):
+        (made / swap).write_text(str(LIMIT) if MEMORY.is_dir() else "0")
+    yield made
+    wait_until(lambda: not (made / "cgroup.procs").read_text())
+    made.rmdir()
+
+
+def test_a_real_kill_for_want_of_memory_and_one_that_is_none(
+    recording_name: str,
+    tmp_path: Path,
+    producer: Callable[..., Script],
+    cgroup: Path,
+) -> None:
+    with shmrec.FlightRecorder(recording_name, directory=tmp_path) as recorder:
+        innocent, victim = (producer(str(cgroup / "cgroup.procs")) for _ in range(2))
+        outside = producer()
+        noticed(recording_name)
+        victim.say("exec(" + repr(EATING) + ")")
+        assert victim.wait() == -signal.SIGKILL
+        wait_until(lambda: snapshots(tmp_path, "death"))
+        outside.kill()
+        outside.wait()
+        later = shmrec.read(recorder.snapshot("afterwards"))
+        innocent.close()
+    death = shmrec.read(snapshots(tmp_path, "death")[0])
+    by_pid = {each.pid: each for each in death.producers}
+    dead = by_pid[victim.pid]
+    assert dead.cause is not None
+    assert dead.cause.signal == signal.SIGKILL
+    assert dead.memory["kills"] == 1
+    assert dead.memory["others"] == 0
+    assert dead.memory["limit"] == LIMIT
+    assert dead.memory["source"].startswith(str(cgroup))
+    assert not dead.memory["whole_machine"]
+    assert dead.memory["peak"] >= LIMIT - 8 * MIB
+    assert dead.facts
+    assert dead.peak_rss > MIB
+    # It was in the same cgroup, and lives.
+    assert by_pid[innocent.pid].cause is None
+    assert by_pid[innocent.pid].memory["others"] == 1
+    killed = next(each for each in later.producers if each.pid == outside.pid)
+    assert killed.memory["kills"] == 0
+    assert killed.memory["source"] != dead.memory["source"]
+
+
+def test_who_said_how_it_ended_is_kept(recording_name: str, tmp_path: Path) -> None:
+    settings = Settings(recording_name, tmp_path, size=0, producers=4)
+    collector = Collector(establish(settings), settings)
+    # One that nobody could watch: it had been reaped before it was seen.
+    gone = Popen([sys.executable, "-c", PRODUCER, recording_name], stdin=PIPE, stdout=DEVNULL)
+    gone.communicate(b"os.kill(os.getpid(), signal.SIGKILL)\n")
+    assert gone.returncode == -signal.SIGKILL
+    with open_segment(recording_name) as sending:
+        assert requests.tell(
+            sending,
+            open_wakeup(sending),
+            Verb.ENDED,
+            reason="gunicorn's log",
+            argument=(gone.pid, signal.SIGKILL),
+        )
+    collector.run(until=lambda: bool(snapshots(tmp_path, "death")))
+    [dead] = shmrec.read(snapshots(tmp_path, "death")[0]).producers
+    assert dead.cause is not None
+    assert (dead.cause.signal, dead.cause.source) == (signal.SIGKILL, "gunicorn's log")
+    # In which cgroup it was cannot be known any more.
+    assert dead.memory["whole_machine"]
+    assert dead.facts == []
