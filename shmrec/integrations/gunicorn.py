@@ -132,10 +132,22 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """The application is loaded; see to it that an ASGI one tells its status."""
+    """The application is loaded; see to it that an ASGI one tells its status, and failed tasks."""
     app = getattr(worker, "asgi", None)
     if _spans is not None and app is not None:
         worker.asgi = _spans.watch(app)
+        _watch_loop(worker)
+
+
+def _watch_loop(worker: Any) -> None:
+    try:
+        # No other worker needs it.
+        from shmrec.integrations import asyncio
+
+        assert _recording.recorder is not None
+        asyncio.install(worker.loop, recorder=_recording.recorder)
+    except Exception as error:
+        _warn(worker.log, f"its event loop's failures are not recorded: {error!r}")
 
 
 def on_dirty_starting(arbiter: Any) -> None:
