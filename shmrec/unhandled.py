@@ -79,10 +79,8 @@ def at_exit(leave: Callable[[bool], None]) -> None:
     """
 
     def leaving() -> None:
-        error = sys.exception()
-        # Up to Python 3.12 it is on its way through there while exit functions run.
-        if error is not None and _ends_child(error):
-            _last(error)
+        # Up to Python 3.12 it is still in flight while exit functions run.
+        _look_for_the_end()
         leave(_ended_pid == os.getpid())
 
     atexit.register(leaving)
@@ -108,32 +106,30 @@ def watch_child() -> None:
         return
 
     def print_exc(*args: Any, **kwargs: Any) -> None:
-        error = sys.exception()
-        if error is not None and _ends_child(error):
-            _last(error)
+        _look_for_the_end()
         before(*args, **kwargs)
 
     setattr(print_exc, _MARK, True)
     traceback.print_exc = print_exc
 
 
-def _ends_child(error: BaseException) -> bool:
-    """Whether an exception in flight is on its way out of a child of multiprocessing."""
+def _look_for_the_end() -> None:
+    """See whether an exception in flight is on its way out of a child of multiprocessing."""
+    error = sys.exception()
+    trace = error.__traceback__ if error is not None else None
     process: Any = sys.modules.get("multiprocessing.process")
-    trace = error.__traceback__
+    if error is None or trace is None or process is None or _ended_pid == os.getpid():
+        return
     # A traceback begins where the exception is now. One that the parent was handling as it
     # forked is in flight here too, and is somewhere else.
-    return (
-        process is not None
-        and trace is not None
-        and trace.tb_frame.f_code is process.BaseProcess._bootstrap.__code__
-    )
+    if trace.tb_frame.f_code is process.BaseProcess._bootstrap.__code__:
+        _last(error)
 
 
 def _last(error: BaseException) -> None:
-    """An exception that ends this process: recorded once, and remembered."""
+    """An exception that ends this process: recorded, and remembered."""
     global _ended_pid
-    if _ended_pid != os.getpid() and not isinstance(error, _IN_ORDER):
+    if not isinstance(error, _IN_ORDER):
         _record(error, "main")
         _ended_pid = os.getpid()
 
@@ -165,7 +161,7 @@ def _seen_in_main(error: BaseException) -> None:
     if get_ident() != threading.main_thread().ident:
         # Of a thread whose own hook has failed.
         _seen_in_thread(error)
-    elif sys.flags.interactive or hasattr(sys, "ps1"):
+    elif sys.flags.inspect or hasattr(sys, "ps1"):
         # The session goes on.
         _record(error, "main")
     else:

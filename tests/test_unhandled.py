@@ -87,6 +87,14 @@ def test_a_threads_exception_is_seen_and_told_and_goes_on(
     assert unhandled._ended_pid == 0
 
 
+def test_a_host_that_goes_on_after_one_has_the_next_recorded_too(
+    watching: tuple[Watching, list[Any]],
+) -> None:
+    meet(ValueError())
+    meet(LookupError())
+    assert [type(error) for error, _ in watching[0].seen] == [ValueError, LookupError]
+
+
 def test_ends_in_order_are_no_exceptions(watching: tuple[Watching, list[Any]]) -> None:
     made, before = watching
     meet(KeyboardInterrupt())

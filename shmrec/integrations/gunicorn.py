@@ -11,8 +11,9 @@ or, at the end of a ``gunicorn.conf.py`` that has settings and hooks of its own:
 
 Every worker is recorded, the master too; every request is a span; a worker's abnormal death,
 or its timeout, causes a snapshot of them all. The application records with ``shmrec.span`` and
-the like, without attaching. ``SHMREC_RECORDING`` names the recording, by default one is derived
-from the application's name; ``SHMREC_DIR`` says where snapshots go.
+the like, without attaching; of an ASGI one, tasks that fail unseen are recorded by themselves.
+``SHMREC_RECORDING`` names the recording, by default one is derived from the application's name;
+``SHMREC_DIR`` says where snapshots go.
 
 Works with gunicorn 20.1 to 27: sync, gthread and gevent workers, and gunicorn's own ASGI
 worker (from 24). Other worker classes, uvicorn's among them, never call `pre_request`; their
