@@ -257,7 +257,7 @@ def test_without_exceptions_it_is_as_if_there_were_no_hooks(made: Segment) -> No
         "import sys, threading, shmrec\n"
         "hooks = sys.excepthook, threading.excepthook\n"
         "shmrec.attach(sys.argv[1], required=True, exceptions=False)\n"
-        "shmrec.attach(sys.argv[1], required=True)\n"
+        "assert not shmrec.attach(sys.argv[1], required=True).exceptions\n"
         "assert hooks == (sys.excepthook, threading.excepthook)\n"
         "1 / 0\n"
     )

@@ -137,10 +137,17 @@ def test_a_handler_asks_within_the_limits_of_exceptions(
 def test_a_suppressed_snapshot_is_none_without_a_warning(
     rec: shmrec.Recorder, made: Segment
 ) -> None:
-    with Answering(made, "not again", Status.SUPPRESSED), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert ask_while_handling(ValueError()) is None
-    assert [event.name for event in recorded(made)] == ["ValueError"]
+    rec._warned = False
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Answering(made, "not again", Status.SUPPRESSED):
+            assert ask_while_handling(ValueError()) is None
+        assert caught == []
+        # It would be told of anything else.
+        with Answering(made, "the disk is full", Status.FAILED):
+            assert ask_while_handling(ValueError()) is None
+        assert [str(each.message) for each in caught] == ["shmrec: no snapshot: the disk is full"]
+    assert [event.name for event in recorded(made)] == ["ValueError"] * 2
 
 
 def test_an_exception_is_recorded_once_and_the_next_one_again(

@@ -80,7 +80,10 @@ def test_what_was_there_is_called_though_recording_fails(
     given = []
     loop.set_exception_handler(lambda _, context: given.append(context))
     watched.install(loop, recorder=None)  # type: ignore[arg-type]
-    loop.call_exception_handler({"message": "x", "exception": ValueError()})
+    handler = loop.get_exception_handler()
+    assert handler is not None
+    # The loop itself would keep to itself what a handler raises.
+    handler(loop, {"message": "x", "exception": ValueError()})
     assert len(given) == 1
 
 
@@ -124,6 +127,22 @@ def test_a_heartbeat_beats_while_the_loop_turns(made: Segment) -> None:
 
     asyncio.run(main())
     assert {(event.kind, event.name) for event in recorded(made)} == {("instant", "heartbeat")}
+
+
+def test_a_new_heartbeat_takes_the_place_of_the_old_one(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timers: list[asyncio.TimerHandle] = []
+    later = loop.call_later
+
+    def call_later(delay: float, *args: Any) -> asyncio.TimerHandle:
+        timers.append(later(delay, *args))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", call_later)
+    watched.install(loop, heartbeat=1000)
+    watched.install(loop, heartbeat=2000)
+    assert [timer.cancelled() for timer in timers] == [True, False]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
