@@ -163,8 +163,8 @@ class Recorder:
         """Have the collector take a snapshot of all processes; its path, or None.
 
         While an exception is being handled, as in an ``except`` block, the exception is recorded
-        unless it has been already, and the collector's limits for exceptions apply, lest a
-        loop of failures become a loop of snapshots: None, without a warning, if they forbid it.
+        unless it has been already, and the limits of the trigger "exception" apply, lest a loop
+        of failures become a loop of snapshots: None, without a warning, if they forbid it.
 
         None, with one warning, if this recorder is not attached or the collector cannot;
         use `FlightRecorder.snapshot` for one that raises, and that is not limited.

@@ -2,7 +2,8 @@
 
 Runs in producers, from any thread, from logging handlers and from garbage collection. The
 collector has the limits (`layout.TRIGGERS`), and counts what they forbid; what comes faster than
-any limit leaves room for is not sent at all, so that a storm of errors costs nobody much.
+any limit leaves room for is not sent at all, so that a storm of errors costs nobody much; nor
+is it counted.
 """
 
 from __future__ import annotations
