@@ -44,7 +44,8 @@ class FlightRecorder:
     `size` is in bytes per producer and bounds both a ring and what a snapshot keeps of it;
     `period` in seconds bounds the age of what a snapshot keeps. Both are limits that a
     generation (about a second) may cross. `directory` is where snapshots go, by default the
-    user's state directory. `path` puts the memory into a file instead of ``/dev/shm``.
+    user's state directory. `path` puts the memory into a file instead of ``/dev/shm``. With
+    `exceptions` false this process's hooks for unhandled exceptions stay as they are.
 
     Methods may be called from any thread of the process that called `start`.
     """
@@ -58,10 +59,12 @@ class FlightRecorder:
         period: float = 10.0,
         max_producers: int = layout.DEFAULT_PRODUCERS,
         path: str | os.PathLike[str] | None = None,
+        exceptions: bool = True,
     ) -> None:
         self.name: Final = check_name(name) if name is not None else _default_name()
         self._directory = Path(directory) if directory is not None else None
         self._path = os.path.abspath(path) if path is not None else None
+        self._exceptions = exceptions
         self.set_size(size)
         self.set_period(period)
         layout.Geometry.of(size, max_producers)
@@ -134,7 +137,8 @@ class FlightRecorder:
         joined = recorder.default if not recorder.default.recording else Recorder()
         segment = open_segment(self.name, self._path)
         try:
-            joined.join(segment, Path(sys.argv[0] or "python").name)
+            label = Path(sys.argv[0] or "python").name
+            joined.join(segment, label, exceptions=self._exceptions)
         except BaseException:
             segment.close()
             raise

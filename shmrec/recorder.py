@@ -15,9 +15,7 @@ Invariants:
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
 import os
 import sys
 import time
@@ -27,13 +25,21 @@ from _thread import RLock
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, TypeVar, overload
 
-from shmrec import _engine, events, requests
+from shmrec import _engine, events, requests, unhandled
 from shmrec.claim import claim, set_label
-from shmrec.errors import EngineError, LockedError, NoSuchRecordingError, ShmrecError
+from shmrec.errors import (
+    EngineError,
+    LockedError,
+    NoSuchRecordingError,
+    ShmrecError,
+    SuppressedError,
+)
+from shmrec.exceptions import called, describe, mark, marked
 from shmrec.layout import ENTRY, EntryState, SegmentState, Verb
 from shmrec.segment import LOCK_SECONDS, Segment, open_segment
-from shmrec.values import bounded_text
+from shmrec.tracing import traced_with
 from shmrec.wakeup import open_wakeup, wake
+from shmrec.words import Words, trigger_argument
 
 __all__ = ["ENVIRONMENT", "Recorder", "attach", "default"]
 
@@ -42,12 +48,8 @@ NO_ENGINE: Final = "none"
 ENVIRONMENT: Final = "SHMREC_RECORDING"
 ENVIRONMENT_PATH: Final = "SHMREC_PATH"
 SNAPSHOT_SECONDS: Final = 30.0
-_FRAMES_LIMIT: Final = 16
 _REJOIN_SECONDS: Final = 0.05
 _RETRY_SECONDS: Final = 1.0
-_GENERATOR: Final = 0x20
-_COROUTINE: Final = 0x80
-_ASYNC_GENERATOR: Final = 0x200
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -75,6 +77,12 @@ class Recorder:
     """``with span(name, **args):`` a span around a block."""
     counter: Callable[[str, Any], None]
     """``counter(name, value)``: a value at this time."""
+    record: Callable[[events.Kind, str, dict[str, Any]], None]
+    """``record(kind, name, args)``: an event of a kind that has these fields."""
+    lose: Callable[[str], None]
+    """``lose(cause)``: count an event that could not be recorded, by a cause of `layout.LOSSES`."""
+    exceptions: bool
+    """Whether it is told of exceptions that nobody handles."""
 
     def __init__(self) -> None:
         self._refused: EngineError | None = None
@@ -93,12 +101,16 @@ class Recorder:
         self._pid = 0
         self._warned = False
         self._retry_at = 0.0
+        self._words = Words()
+        self.exceptions = True
         self._lock: Any = RLock()
         self.instant = self._engine.instant
         self.begin = self._engine.begin
         self.end = self._engine.end
         self.span = self._engine.span
         self.counter = self._engine.counter
+        self.record = self._engine.record
+        self.lose = self._engine.lose
         _recorders.add(self)
 
     # What people call.
@@ -109,35 +121,24 @@ class Recorder:
         return self._engine.bound
 
     @property
+    def joined(self) -> bool:
+        """Whether calls are recorded or, in a child that forked since, will ask for a ring."""
+        return self._engine.bound or self._engine.revive is not None
+
+    @property
     def recording(self) -> str:
         """The recording's name, or "" before any attach."""
         return self._segment.name if self._segment is not None else ""
 
     def exception(self, exc: BaseException, /, **args: Any) -> None:
         """Record an exception: its type, message, and where it was raised."""
-        if not self._engine.bound and self._segment is None:
+        if not self.joined:
             return
         try:
-            self._exception(exc, args)
+            self._engine.record(events.EXCEPTION, called(type(exc)), {**describe(exc), **args})
         except Exception:
             self._engine.lose("unencodable")
-
-    def _exception(self, exc: BaseException, args: dict[str, Any]) -> None:
-        import traceback
-
-        kind = type(exc)
-        name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
-        try:
-            message = bounded_text(str(exc))
-        except Exception as error:
-            message = f"<str raised {type(error).__name__}>"
-        where = traceback.StackSummary.extract(
-            traceback.walk_tb(exc.__traceback__), limit=-_FRAMES_LIMIT, lookup_lines=False
-        )
-        frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in where]
-        self._engine.record(
-            events.EXCEPTION, name, {"message": message, "where": frames[::-1], **args}
-        )
+        mark(exc, self._number)
 
     @overload
     def traced(self, function: Callable[_P, _R], /) -> Callable[_P, _R]: ...
@@ -155,70 +156,52 @@ class Recorder:
         The span's name is the function's qualified name unless `name` is given.
         """
         if function is None:
-            return functools.partial(self._traced, name=name)
-        return self._traced(function, name=name)
-
-    def _traced(self, function: Any, *, name: str | None) -> Any:
-        title = name or getattr(function, "__qualname__", repr(function))
-        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
-        span = self.span
-
-        if flags & _COROUTINE:
-
-            async def traced_call(*args: Any, **kwargs: Any) -> Any:
-                with span(title):
-                    return await function(*args, **kwargs)
-
-        elif flags & _ASYNC_GENERATOR:
-
-            async def traced_call(*args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
-                with span(title):
-                    generator = function(*args, **kwargs)
-                    try:
-                        item = await anext(generator)
-                        while True:
-                            try:
-                                sent = yield item
-                            except Exception as error:
-                                item = await generator.athrow(error)
-                            else:
-                                item = await generator.asend(sent)
-                    except StopAsyncIteration:
-                        return
-                    finally:
-                        await generator.aclose()
-
-        elif flags & _GENERATOR:
-
-            def traced_call(*args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
-                with span(title):
-                    return (yield from function(*args, **kwargs))
-
-        else:
-
-            def traced_call(*args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
-                with span(title):
-                    return function(*args, **kwargs)
-
-        return functools.wraps(function)(traced_call)
+            return lambda function: traced_with(self.span, function, name)
+        return traced_with(self.span, function, name)
 
     def snapshot(self, reason: str = "", *, timeout: float = SNAPSHOT_SECONDS) -> str | None:
         """Have the collector take a snapshot of all processes; its path, or None.
 
+        While an exception is being handled, as in an ``except`` block, the exception is recorded
+        unless it has been already, and the limits of the trigger "exception" apply, lest a loop
+        of failures become a loop of snapshots: None, without a warning, if they forbid it.
+
         None, with one warning, if this recorder is not attached or the collector cannot;
-        use `FlightRecorder.snapshot` for one that raises.
+        use `FlightRecorder.snapshot` for one that raises, and that is not limited.
         """
+        error = sys.exception()
+        verb, argument = Verb.SNAPSHOT, (0, 0)
+        # Others are no failures: an end in order, a generator that is closed, a task cancelled.
+        if isinstance(error, Exception):
+            if not marked(error, self._number):
+                self.exception(error)
+            verb, argument = Verb.TRIGGER, trigger_argument("exception")
+            reason = reason or f"handled {called(type(error))}"
         segment = self._segment
         if segment is None or not self.attached:
             return None
         try:
             return requests.ask(
-                segment, self._wakeup, Verb.SNAPSHOT, reason=reason, timeout=timeout
+                segment, self._wakeup, verb, reason=reason, argument=argument, timeout=timeout
             )
-        except (ShmrecError, ValueError) as error:
-            # ValueError: another thread detached meanwhile, and the mapping is gone.
-            self._warn(f"no snapshot: {error}")
+        except SuppressedError:
             return None
+        except (ShmrecError, ValueError) as failure:
+            # ValueError: another thread detached meanwhile, and the mapping is gone.
+            self._warn(f"no snapshot: {failure}")
+            return None
+
+    def trigger(self, kind: str, reason: str) -> bool:
+        """Send word of one of `layout.TRIGGERS` (`Words.send`); whether it was sent."""
+        segment = self._segment
+        if segment is None or not self.joined:
+            return False
+        return self._words.send(segment, self._wakeup, kind, reason)
+
+    @property
+    def _number(self) -> int:
+        """No other recorder's, in this process or another."""
+        return os.getpid() << 64 | id(self)
 
     def detach(self) -> None:
         """Leave the recording in order; what was recorded stays until overwritten."""
@@ -252,8 +235,10 @@ class Recorder:
             segment.state == SegmentState.CLOSED or not segment.linked()
         )
 
-    def join(self, segment: Segment, label: str) -> None:
+    def join(self, segment: Segment, label: str, *, exceptions: bool = True) -> None:
         """Take a ring of `segment`, which this recorder then owns.
+
+        With `exceptions` those that nobody handles are recorded from now on (`unhandled`).
 
         Raises `RingsTakenError`, `SpaceError`, `NoSuchRecordingError` if it was closed, or
         `EngineError` if the engine that was asked for cannot serve.
@@ -267,7 +252,11 @@ class Recorder:
             self._claim(segment)
             self._segment = segment
             self._engine.revive = self._rejoin
+            self._words.forget()
             _attached.add(self)
+        self.exceptions = exceptions
+        if exceptions:
+            unhandled.install(lambda: list(_attached))
         _at_exit(self)
 
     def relabel(self, label: str) -> None:
@@ -332,25 +321,21 @@ class Recorder:
     def after_fork(self) -> None:
         """In the child: forget the parent's ring; the next event claims another."""
         self._lock = RLock()
+        self._words.forget()
         if self._segment is not None:
             self._engine.forget()
 
 
 def _at_exit(recorder: Recorder) -> None:
-    """Detach when the process ends in order, also in multiprocessing's forked children."""
+    """Detach when the process ends in order."""
     reference = weakref.ref(recorder)
 
-    def leave() -> None:
+    def leave(failed: bool) -> None:
         found = reference()
-        if found is not None and found._pid == os.getpid():
+        if found is not None and found._pid == os.getpid() and not (failed and found.exceptions):
             found.detach()
 
-    atexit.register(leave)
-    util = sys.modules.get("multiprocessing.util")
-    process_module = sys.modules.get("multiprocessing.process")
-    if util is not None and getattr(process_module, "parent_process", lambda: None)() is not None:
-        # Such a child leaves by os._exit, after running only these.
-        util.Finalize(None, leave, exitpriority=0)
+    unhandled.at_exit(leave)
 
 
 def _stacks() -> Any:
@@ -365,6 +350,7 @@ def _after_fork() -> None:
         _stacks().after_fork()
     for recorder in list(_recorders):
         recorder.after_fork()
+    unhandled.watch_child()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -373,12 +359,21 @@ default: Final = Recorder()
 """The process's default recorder: what the module-level functions record with."""
 
 
-def attach(name: str | None = None, *, label: str = "", required: bool = False) -> Recorder:
+def attach(
+    name: str | None = None,
+    *,
+    label: str = "",
+    required: bool = False,
+    exceptions: bool = True,
+) -> Recorder:
     """Join a recording as a producer; returns the process's recorder for it.
 
     `name` defaults to ``SHMREC_RECORDING``, which recordings export to their children. The
     first recording that a process joins serves the module-level functions too. Attaching
     again to the same recording returns the same recorder, under the new label if one is given.
+
+    Exceptions that nobody handles are recorded, and cause a snapshot, unless `exceptions` is
+    false: `sys.excepthook` and `threading.excepthook` are chained to what they were.
 
     If the process cannot join (no such recording, all rings taken, no memory, wrong owner,
     another layout): with `required` raises that `ShmrecError`; otherwise warns once, and the
@@ -392,6 +387,7 @@ def attach(name: str | None = None, *, label: str = "", required: bool = False) 
         if known._segment is not None and known.over():
             known.detach()
         if known._segment is not None and known.recording == wanted:
+            known.exceptions = known.exceptions and exceptions
             if label or not known.attached:
                 known.relabel(label or known._label)
             if known.attached:
@@ -406,7 +402,7 @@ def attach(name: str | None = None, *, label: str = "", required: bool = False) 
             )
         segment = open_segment(wanted, path)
         try:
-            recorder.join(segment, label)
+            recorder.join(segment, label, exceptions=exceptions)
         except BaseException:
             segment.close()
             raise

@@ -54,11 +54,15 @@ def _word(name: str) -> int:
 
 
 def _claim(
-    segment: Segment, verb: int, reason: str, argument: tuple[int, int]
+    segment: Segment,
+    verb: int,
+    reason: str,
+    argument: tuple[int, int],
+    timeout: float = _LOCK_SECONDS,
 ) -> tuple[int, int] | None:
     """A slot and ticket, published; None if all are in use."""
     raw = reason.encode("utf-8", "replace")[:REASON_BYTES]
-    with segment.locked(_LOCK_SECONDS):
+    with segment.locked(timeout):
         for slot in range(REQUESTS):
             words, base = _words(segment, slot)
             asked = words[base + _word("asked")]
@@ -93,9 +97,13 @@ def tell(
     *,
     reason: str = "",
     argument: tuple[int, int] = (0, 0),
+    timeout: float = _LOCK_SECONDS,
 ) -> bool:
-    """Send word that needs no answer; False if every slot is in use."""
-    claimed = _claim(segment, verb, reason, argument)
+    """Send word that needs no answer; False if every slot is in use.
+
+    `timeout` in seconds is for the segment's lock; raises `LockedError` when it is over.
+    """
+    claimed = _claim(segment, verb, reason, argument, timeout)
     if claimed is None:
         return False
     slot, ticket = claimed

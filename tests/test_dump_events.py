@@ -12,6 +12,8 @@ from typing import Any
 import msgpack
 import pytest
 
+from shmrec.commands.timeline import event_parts
+from shmrec.decoder import Event
 from shmrec.manifest import Header, Producer
 from shmrec.snapshot_file import read
 
@@ -134,6 +136,29 @@ def test_text(crashed: Path) -> None:
     assert "\x1b" not in on_terminal("events", crashed, env={"NO_COLOR": "1"})
 
 
+@pytest.mark.parametrize(
+    ("args", "style"),
+    [
+        ({"level": "DEBUG"}, "dim"),
+        ({"level": "INFO"}, ""),
+        ({"level": "WARNING"}, "warn"),
+        ({"level": "ERROR"}, "bad"),
+        ({"level": "NOTICE", "levelno": 25}, ""),
+        ({"level": "\x1b[31mERROR", "levelno": 40}, "bad"),
+        # Not by our handler.
+        ({"level": ["ERROR"]}, ""),
+        ({"level": "ERROR", "levelno": "loud"}, ""),
+        ({"levelno": -1}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_log_looks_as_its_level(args: dict[str, Any], style: str) -> None:
+    event = Event(1, "log", "shop.orders", 1, "MainThread", 1, args=args)
+    kind, name, *_ = event_parts(event)
+    assert kind == ("log       ", style)
+    assert name == ("shop.orders", "name")
+
+
 def test_filters(seconds: Path) -> None:
     everything = [f"s{n}" for n in range(10)] + ["late"]
     assert names(seconds) == everything
@@ -144,6 +169,7 @@ def test_filters(seconds: Path) -> None:
     assert names(seconds, "--name", "s[3-5]") == ["s3", "s4", "s5"]
     assert names(seconds, "--kind", "instant", "--kind", "end") == everything
     assert names(seconds, "--kind", "counter") == []
+    assert names(seconds, "--kind", "log") == []
     assert names(seconds, "--tail", 2) == ["s9", "late"]
     assert names(seconds, "--tail", 0) == []
     assert names(seconds, "--thread", "helper", "--tail", 1) == ["s8"]

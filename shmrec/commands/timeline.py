@@ -11,17 +11,32 @@ from typing import Final
 from shmrec.commands.screen import Part
 from shmrec.commands.wording import age, arguments, safe
 from shmrec.decoder import Event, OpenSpan
-from shmrec.events import BEGIN, COUNTER, END, EXCEPTION
+from shmrec.events import BEGIN, COUNTER, END, EXCEPTION, LOG
 
 __all__ = ["event_parts", "newest_first", "thread_of"]
 
 _STYLES: Final = {EXCEPTION.name: "bad", BEGIN.name: "good", END.name: "dim", COUNTER.name: "warn"}
 
+# By Python's `logging`: from that number on, in the style.
+_LEVELS: Final = (("bad", 40), ("warn", 30), ("", 20), ("dim", 0))
+_LEVEL_NUMBERS: Final = {"CRITICAL": 50, "ERROR": 40, "WARNING": 30, "INFO": 20, "DEBUG": 10}
+
+
+def _style(event: Event) -> str:
+    """The style of an event's kind; of a log's, that of its level."""
+    if event.kind != LOG.name:
+        return _STYLES.get(event.kind, "")
+    args = event.args or {}
+    level = args.get("levelno", _LEVEL_NUMBERS.get(str(args.get("level")), 20))
+    if not isinstance(level, int):
+        return ""
+    return next((style for style, least in _LEVELS if level >= least), "")
+
 
 def event_parts(event: Event, limit: int = 0) -> list[Part]:
     """What happened: kind, name, duration or value, arguments (cut to `limit` characters)."""
     parts: list[Part] = [
-        (f"{event.kind:<9} ", _STYLES.get(event.kind, "")),
+        (f"{event.kind:<9} ", _style(event)),
         (safe(event.name), "name"),
     ]
     if event.duration_ns is not None:

@@ -11,8 +11,9 @@ or, at the end of a ``gunicorn.conf.py`` that has settings and hooks of its own:
 
 Every worker is recorded, the master too; every request is a span; a worker's abnormal death,
 or its timeout, causes a snapshot of them all. The application records with ``shmrec.span`` and
-the like, without attaching. ``SHMREC_RECORDING`` names the recording, by default one is derived
-from the application's name; ``SHMREC_DIR`` says where snapshots go.
+the like, without attaching; of an ASGI one, tasks that fail unseen are recorded by themselves.
+``SHMREC_RECORDING`` names the recording, by default one is derived from the application's name;
+``SHMREC_DIR`` says where snapshots go.
 
 Works with gunicorn 20.1 to 27: sync, gthread and gevent workers, and gunicorn's own ASGI
 worker (from 24). Other worker classes, uvicorn's among them, never call `pre_request`; their
@@ -132,7 +133,8 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """The application is loaded; see to it that an ASGI one tells its status.
+    """The application is loaded; see to it that an ASGI one tells its status, and
+    failed tasks.
 
     Since `post_fork` gunicorn has set up its signals: at SIGABRT, by which it ends a worker that
     does not answer, the stacks come first, then its own handler and `worker_abort`.
@@ -144,6 +146,18 @@ def post_worker_init(worker: Any) -> None:
     app = getattr(worker, "asgi", None)
     if _spans is not None and app is not None:
         worker.asgi = _spans.watch(app)
+        _watch_loop(worker)
+
+
+def _watch_loop(worker: Any) -> None:
+    try:
+        # No other worker needs it.
+        from shmrec.integrations import asyncio
+
+        assert _recording.recorder is not None
+        asyncio.install(worker.loop, recorder=_recording.recorder)
+    except Exception as error:
+        _warn(worker.log, f"its event loop's failures are not recorded: {error!r}")
 
 
 def on_dirty_starting(arbiter: Any) -> None:

@@ -67,6 +67,13 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
     return [body]
 
 
+_lost: set[asyncio.Task[None]] = set()
+
+
+async def _lose() -> None:
+    raise ValueError("nobody awaits this")
+
+
 async def asgi(
     scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]
 ) -> None:
@@ -78,6 +85,9 @@ async def asgi(
                 return
     path = scope["path"]
     _act(path)
+    if path == "/lose":
+        _lost.add(task := asyncio.create_task(_lose(), name="lost"))
+        task.add_done_callback(_lost.discard)
     if path.startswith("/gate/"):
         out, deadline = _gate(path.split("/")[2])
         while not out.exists() and time.monotonic() < deadline:

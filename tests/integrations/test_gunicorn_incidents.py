@@ -56,7 +56,7 @@ class Incident:
         """The innermost application function of the thread that the request was in."""
         for thread in self.culprit.threads:
             if thread.spans and thread.stack is not None:
-                frame = thread.stack.innermost
+                frame = thread.stack.innermost()
                 return frame.function if frame is not None else ""
         return ""
 

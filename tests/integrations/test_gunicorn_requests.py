@@ -103,6 +103,23 @@ def test_connections_that_are_kept_alive(start: Start, kind: tuple[str, ...], ap
         assert [event.kind for event in found[path]] == ["begin", "end"]
 
 
+@pytest.mark.skipif(version() < 24, reason="gunicorn is too old for ASGI")
+def test_a_task_that_fails_in_an_asgi_application(start: Start) -> None:
+    service = start("-k", "asgi", app=ASGI).ready()
+    service.get("/lose")
+    (worker,) = service.workers()
+
+    def failures() -> list[Event]:
+        return [event for event in service.now() if event.kind == "exception"]
+
+    wait_until(failures)
+    (event,) = failures()
+    assert (event.pid, event.name) == (worker, "ValueError")
+    assert (event.args["unhandled"], event.args["task"]) == ("task", "lost")
+    # gunicorn's own handling of it is the loop's, which logs.
+    assert "nobody awaits this" in service.log()
+
+
 def test_fields_are_recorded_only_where_asked_for(start: Start) -> None:
     headers = {"X-Request-Id": "r-17", "Authorization": "never"}
     install = "install(globals(), fields=['query', 'scheme', 'header:x-request-id'])"
