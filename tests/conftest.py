@@ -31,6 +31,7 @@ _numbers = itertools.count(1)
 ONCE = {
     "test_bench",
     "test_deaths",
+    "test_dump_checks",
     "test_dump_doctor",
     "test_dump_usage",
     "test_dump_wording",
