@@ -30,8 +30,10 @@ _numbers = itertools.count(1)
 # would find the same. `tools/test` leaves them out of every run but its first.
 ONCE = {
     "test_bench",
+    "test_comparison",
     "test_deaths",
     "test_dump_checks",
+    "test_dump_diff",
     "test_dump_doctor",
     "test_dump_usage",
     "test_dump_wording",
@@ -46,6 +48,7 @@ ONCE = {
     "test_packaging",
     "test_requests",
     "test_segment",
+    "test_stillness",
     "test_store",
     "test_twins",
 }

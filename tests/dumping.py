@@ -250,6 +250,8 @@ def write_file(path: Path, header: Header, producers: list[tuple[Producer, list[
             writer.producer(producer)
             for each in batches:
                 writer.batch(producer.index, each)
+            for stack in producer.stacks:
+                writer.stack(producer.index, stack)
         writer.trailer()
     return path
 
