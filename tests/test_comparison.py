@@ -302,6 +302,11 @@ def test_two_runs_are_compared_by_label(run: str, tmp_path: Path) -> None:
     assert (name.before.most_ns, name.after.most_ns) == (5, 6)
 
 
+def test_files_that_do_not_say_of_which_run_they_are(two: Two) -> None:
+    files = [two.write(f"at {second}", second, (), run_id="") for second in (10, 40)]
+    assert not compare(*map(read, files)).same_run
+
+
 def test_what_cannot_be_compared(two: Two) -> None:
     one = two.write("one", 10, ())
     other = two.write("other", 40, (), recording="api")

@@ -24,6 +24,7 @@ Examples:
   shmrec-dump                      what is being recorded, and which snapshots there are
   shmrec-dump info                 what the newest snapshot says: read this first
   shmrec-dump events --tail 50     what happened last, in all processes
+  shmrec-dump diff                 what changed since the snapshot before it
   shmrec-dump ps web               what every process of "web" is doing right now
   shmrec-dump snapshot web         take a snapshot of it
   shmrec-dump recover web          read what is left when everything has been killed
