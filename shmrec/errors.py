@@ -17,6 +17,7 @@ __all__ = [
     "LockedError",
     "NoSuchRecordingError",
     "NoSuchSnapshotError",
+    "NotComparableError",
     "NotStartedError",
     "RecordingNameError",
     "RequestFailedError",
@@ -121,3 +122,7 @@ class DamagedFileError(ShmrecError):
 
 class NoSuchSnapshotError(ShmrecError):
     """The snapshot that was asked for is not there."""
+
+
+class NotComparableError(ShmrecError):
+    """Two snapshots have nothing in common that could be compared."""

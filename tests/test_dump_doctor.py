@@ -15,11 +15,13 @@ import pytest
 
 import shmrec
 from shmrec import _engine, fence, recorder
+from shmrec.commands.verbs import doctor
 from shmrec.layout import DEFAULT_PRODUCERS, DEFAULT_RING_SIZE, LAYOUT_ID
 
 from .dumping import DUMP, dump, dump_json, environment, on_terminal
 
 MIB = 1 << 20
+CLOCK = {"name": "clock_gettime(CLOCK_MONOTONIC)", "resolution_ns": 1}
 
 
 class Space(NamedTuple):
@@ -63,6 +65,7 @@ def test_a_machine_on_which_everything_works(tmp_path: Path) -> None:
     assert found["directory"] == {
         "path": str(tmp_path),
         "problem": None,
+        "mode": "700",
         "exists": True,
         "snapshots": 0,
         "size": 0,
@@ -168,7 +171,29 @@ def test_kernels_that_lack_something_serve_all_the_same(monkeypatch: pytest.Monk
     assert (found["membarrier"], found["pidfd"], found["wipe_on_fork"]) == (False, False, False)
     shown = dump("doctor").stdout
     for label in ("membarrier", "pidfd", "wiped on fork"):
-        assert re.search(rf"^{label} +no: ", shown, re.M)
+        assert re.search(rf"^{label} +no$", shown, re.M)
+    for cost in ("second flush proves", "a second late", "only forks made through Python"):
+        assert sum(cost in each for each in found["hints"]) == 1
+        assert re.search(rf"^hint: .*{cost}", shown, re.M)
+
+
+def test_a_lack_that_can_be_borne_is_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHMREC_SIGNAL", "9")
+    tmp_path.chmod(0o750)
+    monkeypatch.setattr(doctor, "_clock", lambda: {**CLOCK, "source": "hpet"})
+    found = dump_json("doctor", "--dir", tmp_path)
+    assert found["problems"] == []
+    assert found["stack_signal"]["number"] == 9
+    assert found["directory"]["mode"] == "750"
+    shown = dump("doctor", "--dir", tmp_path).stdout
+    for what in ("SHMREC_SIGNAL=9 is no signal", "(mode 750)", "clock source is hpet"):
+        assert sum(what in each for each in found["hints"]) == 1
+        assert re.search(rf"^hint: .*{re.escape(what)}", shown, re.M)
+    # What matters most stands last.
+    assert shown.endswith("\nAll that is needed works.\n")
+    assert "\x1b[2mhint: " in on_terminal("doctor", "--dir", tmp_path)
 
 
 def test_a_machine_that_is_not_linux(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,9 +176,13 @@ def test_filters(seconds: Path) -> None:
 
 
 def test_a_pid_that_is_not_there_is_said(seconds: Path) -> None:
-    done = dump("events", seconds, "--pid", 5)
-    assert done.stdout == ""
+    for form in ((), ("--json",), ("--count",)):
+        done = dump("events", seconds, "--pid", 5, *form, check=1)
+        assert done.stdout == ""
+        assert "no process 5" in done.stderr
+    done = dump("events", seconds, "--pid", 5, "--pid", 101)
     assert "no process 5" in done.stderr
+    assert "late" in done.stdout
 
 
 @pytest.mark.parametrize("moment", ["3", "-3", "3s", "3 s ago", "3000ms", "0.05m"])

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shmrec import process
+from shmrec import live, process
 from shmrec.segment import open_segment
 from shmrec.snapshot_file import read
 from shmrec.wakeup import remove_wakeup
@@ -313,9 +313,50 @@ def test_which_recording(recording_name: str, tmp_path: Path) -> None:
     for verb in ("ps", "snapshot", "recover"):
         assert "no recording" in failure(verb, recording_name)
         assert "cannot name a recording" in failure(verb, "../etc\x1b[31m")
-        assert "NAME" in failure(verb, check=2)
         assert "NAME" in failure(verb, "x", "--path", tmp_path, check=2)
         assert failure(verb, "--path", tmp_path / "nothing")
+
+
+def test_the_only_recording_needs_no_name(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other tests have recordings too.
+    monkeypatch.setattr(live, "names", lambda: [scene.name])
+    assert dump_json("ps")["name"] == scene.name
+    taken = dump("snapshot").stdout.strip()
+    assert read(taken).header.recording == scene.name
+    assert f"shmrec-dump snapshot {scene.name}" in failure("recover")
+
+
+@pytest.mark.parametrize("verb", ["ps", "snapshot", "recover"])
+def test_which_of_several_recordings_is_not_guessed(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[live.Recording] = []
+    monkeypatch.setattr(live, "recordings", lambda: there)
+    assert "there is none" in failure(verb, check=2)
+    there.append(live.Recording("other", live.UNREADABLE))
+    assert "there is none" in failure(verb, check=2)
+    there += [live.Recording("web", live.OPEN), live.Recording("api", live.STALE)]
+    line = failure(verb, check=2)
+    assert "the NAME of a recording, or --path FILE: there are 2: web (open), api (stale)" in line
+    assert "--help" in line
+
+
+LONG = "web-20260131T120000Z-death-of-gunicorn-worker-pid-17623-signal-9-sigkill-1.shmrec"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_file_names_are_not_broken(columns: int, tmp_path: Path) -> None:
+    others = [LONG.replace("120000", f"12000{n}") for n in range(1, 3)]
+    for name in (LONG, *others):
+        (tmp_path / name).write_bytes(b"x")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal("list", "--dir", tmp_path, columns=columns))
+    table = shown[shown.index("Snapshots in") :].splitlines()[1:]
+    files = [line for line in table if ".shmrec" in line]
+    assert {line.split()[-1] for line in files} == {LONG, *others}
+    assert "\ue000" not in shown
+    alone = [f"    {name}" for name in (LONG, *others)]
+    assert (sorted(files) == alone) == (columns < 200)
+    assert all(len(line) <= columns for line in table if line not in alone)
 
 
 def test_json_of_an_empty_list(tmp_path: Path) -> None:

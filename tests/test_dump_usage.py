@@ -29,6 +29,7 @@ def help_of(*args: str) -> str:
 def test_verbs_are_the_files() -> None:
     assert VERBS == [
         "clean",
+        "diff",
         "doctor",
         "events",
         "info",
@@ -52,7 +53,7 @@ def test_help(verb: str) -> None:
     assert f"Usage: shmrec-dump {verb}" in shown
     assert f"  shmrec-dump {verb}" in shown[shown.index("Examples:") :]
     assert max(map(len, shown.splitlines())) <= 100
-    reading = verb in ("doctor", "list", "ps", "info", "events", "stacks", "verify")
+    reading = verb in ("diff", "doctor", "list", "ps", "info", "events", "stacks", "verify")
     assert ("--json" in shown[: shown.index("Examples:")]) == reading
 
 
@@ -77,6 +78,7 @@ def test_list_is_the_default_verb(tmp_path: Path) -> None:
     [
         ("nonsense",),
         ("info", "a", "b"),
+        ("diff", "a", "b", "c"),
         ("info", "--nonsense"),
         ("list", "--dir"),
         ("events", "--kind", "name"),
@@ -85,7 +87,6 @@ def test_list_is_the_default_verb(tmp_path: Path) -> None:
         ("events", "--since", "x"),
         ("snapshot", "web", "--timeout", "0"),
         ("snapshot", "web", "--reason", "x" * 600),
-        ("ps",),
         ("x.shmrec",),
     ],
 )
@@ -102,7 +103,7 @@ def test_statuses_of_the_process(tmp_path: Path) -> None:
     assert dump("verify", damaged, check=1, env={}).stderr == ""
 
 
-@pytest.mark.parametrize("verb", ["info", "events", "verify"])
+@pytest.mark.parametrize("verb", ["info", "events", "verify", "diff"])
 def test_no_snapshots_at_all(verb: str, tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "none"):
         line = failure(verb, "--dir", directory)

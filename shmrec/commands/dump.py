@@ -24,13 +24,14 @@ Examples:
   shmrec-dump                      what is being recorded, and which snapshots there are
   shmrec-dump info                 what the newest snapshot says: read this first
   shmrec-dump events --tail 50     what happened last, in all processes
+  shmrec-dump diff                 what changed since the snapshot before it
   shmrec-dump ps web               what every process of "web" is doing right now
   shmrec-dump snapshot web         take a snapshot of it
   shmrec-dump recover web          read what is left when everything has been killed
 
 Snapshots are looked for in --dir, by default $SHMREC_DIR, else $XDG_STATE_HOME/shmrec,
-else ~/.local/state/shmrec. Where a FILE may be left out, the newest one is meant.
-VERB -h tells more of a verb.
+else ~/.local/state/shmrec. Where a FILE may be left out, the newest one is meant; where
+a NAME is, the only recording that there is. VERB -h tells more of a verb.
 
 \b
 Exit status: 0, 1 if something could not be done (or verify found damage), 2 for wrong

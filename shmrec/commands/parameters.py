@@ -16,7 +16,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from shmrec import store
+from shmrec import live, store
+from shmrec.commands.wording import some
 from shmrec.segment import Segment, open_segment
 from shmrec.snapshot_file import Snapshot, read
 
@@ -67,7 +68,7 @@ def open_snapshot(file: Path | None, directory: Path) -> Snapshot:
 
 
 def recording_arguments(function: _F) -> _F:
-    """``NAME | --path FILE``; the verb gets `name` and `path` for `open_recording`."""
+    """``[NAME]`` and ``--path FILE``; the verb gets `name` and `path` for `open_recording`."""
     option = click.option(
         "--path", type=click.Path(), help="A recording whose memory is this file, instead of NAME."
     )
@@ -75,18 +76,33 @@ def recording_arguments(function: _F) -> _F:
 
 
 def open_recording(name: str | None, path: str | None, *, writable: bool = False) -> Segment:
-    """The segment of the recording that the arguments name."""
-    if (name is None) == (path is None):
-        raise click.UsageError(
-            "give the NAME of a recording, or --path FILE", click.get_current_context(silent=True)
-        )
+    """The segment of the recording that the arguments name, by default of the only one."""
+    if name is not None and path is not None:
+        raise _wrong("give the NAME of a recording, or --path FILE, not both")
     if path is None:
-        assert name is not None
+        name = name if name is not None else _only_name()
         return open_segment(name, writable=writable)
     path = os.path.abspath(path)
     with open_segment(path, path, writable=False) as segment:
         called = segment.recorded_name
     return open_segment(called or path, path, writable=writable)
+
+
+def _only_name() -> str:
+    """The name of the one recording that can be read; `UsageError` names them if there are more."""
+    unreadable = (live.UNREADABLE, live.UNFINISHED)
+    found = [each for each in live.recordings() if each.state not in unreadable]
+    if len(found) == 1:
+        return found[0].name
+    give = "give the NAME of a recording, or --path FILE"
+    if not found:
+        raise _wrong(f"{give}: there is none in shared memory that could be meant")
+    there = some(f"{each.name} ({each.state})" for each in found)
+    raise _wrong(f"{give}: there are {len(found)}: {there}")
+
+
+def _wrong(text: str) -> click.UsageError:
+    return click.UsageError(text, click.get_current_context(silent=True))
 
 
 @dataclass(frozen=True)

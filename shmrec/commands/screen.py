@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from rich.cells import cell_len
 from rich.console import COLOR_SYSTEMS, Console
 from rich.padding import Padding
 from rich.style import Style
@@ -33,6 +34,11 @@ _STYLES: Final = {
     "dim": Style(dim=True),
 }
 _UNBROKEN: Final = 1_000_000
+_GAP: Final = 2
+"""Blanks between two columns."""
+_DEEPER: Final = 2
+_ROW_ENDS: Final = "\ue000"
+"""Stands in a drawn table where a cell on a line of its own goes; no safe text holds it."""
 
 
 class Screen:
@@ -83,8 +89,20 @@ class Screen:
     def table(
         self, headings: Sequence[str], rows: Sequence[Sequence[Part]], *, indent: int = 0
     ) -> None:
-        """Columns; a heading that ends in ``>`` is of numbers, set to the right."""
-        table = Table(box=None, pad_edge=False, header_style=_STYLES["dim"], padding=(0, 2, 0, 0))
+        """Columns; a heading that ends in ``>`` is of numbers, set to the right.
+
+        The last heading may end in ``|``: its cells are never broken. Where they have no room
+        beside the others, each has a line of its own below its row.
+        """
+        alone: list[Part] | None = None
+        if headings[-1].endswith("|"):
+            headings = [*headings[:-1], headings[-1].removesuffix("|")]
+            if self._console.width < indent + _natural_width(headings, rows):
+                alone = [row[-1] for row in rows]
+                headings, rows = headings[:-1], [row[:-1] for row in rows]
+        table = Table(
+            box=None, pad_edge=False, header_style=_STYLES["dim"], padding=(0, _GAP, 0, 0)
+        )
         for heading in headings:
             justify = "right" if heading.endswith(">") else "left"
             table.add_column(
@@ -97,10 +115,16 @@ class Screen:
                 Text(cell if isinstance(cell, str) else cell[0], self._style(cell)) for cell in row
             ]
             table.add_row(*cells)
+            if alone is not None:
+                table.add_row(_ROW_ENDS)
         with self._console.capture() as capture:
             self._console.print(Padding(table, (0, 0, 0, indent)))
+        unbroken = iter(alone or ())
         for line in capture.get().removesuffix("\n").split("\n"):
-            self.raw(line)
+            if _ROW_ENDS in line:
+                self.raw(" " * (indent + _DEEPER) + self._rendered(next(unbroken)))
+            else:
+                self.raw(line)
 
     def _style(self, part: Part) -> Style:
         return _STYLES[part[1]] if isinstance(part, tuple) and part[1] else Style.null()
@@ -111,3 +135,13 @@ class Screen:
         if self._colours is None:
             return part[0]
         return self._style(part).render(part[0], color_system=self._colours)
+
+
+def _natural_width(headings: Sequence[str], rows: Sequence[Sequence[Part]]) -> int:
+    """The cells that a table takes where nothing is broken."""
+    columns = zip([heading.removesuffix(">") for heading in headings], *rows, strict=True)
+    widths = [
+        max(cell_len(cell if isinstance(cell, str) else cell[0]) for cell in column)
+        for column in columns
+    ]
+    return sum(widths) + _GAP * (len(widths) - 1)

@@ -1,7 +1,8 @@
 """``shmrec-dump doctor``: what shmrec finds on this machine, and what it lacks.
 
 Runs on a person's behalf, where a program records or is about to. It looks and changes
-nothing: no recording is made, no directory.
+nothing: no recording is made, no directory. What shmrec needs and does not find is a problem;
+what only makes its reports poorer is a hint.
 """
 
 from __future__ import annotations
@@ -18,29 +19,38 @@ from typing import Any, Final
 
 import click
 
-from shmrec import _engine, fence, recorder, store
+from shmrec import _engine, fence, recorder
 from shmrec._version import __version__
+from shmrec.commands import checks
 from shmrec.commands.jsonform import dumps
 from shmrec.commands.parameters import directory_option, json_option
+from shmrec.commands.places import (
+    directory_hints,
+    memory,
+    memory_problems,
+    snapshot_directory,
+)
 from shmrec.commands.screen import Part, Screen
 from shmrec.commands.wording import counted, safe, size
-from shmrec.errors import ShmrecError
-from shmrec.layout import DEFAULT_PRODUCERS, DEFAULT_RING_SIZE, LAYOUT_ID, Geometry
+from shmrec.layout import LAYOUT_ID
 from shmrec.naming import DIRECTORY
 
 _MADV_WIPEONFORK: Final = 18
 _CLOCK_SOURCE: Final = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+_SLOW_CLOCKS: Final = ("hpet", "acpi_pm", "jiffies", "refined-jiffies")
+"""Those that user space cannot read by itself."""
 _LABEL_WIDTH: Final = 20
 # The machines whose order of stores the python engine may rely on.
 _STRONGLY_ORDERED: Final = ("x86_64", "amd64", "i686", "i386")
 
 _EPILOG: Final = """\b
-Exit status: 0 if all that is needed works, else 1.
+Exit status: 0 if all that is needed works, else 1. Hints tell what reports will lack.
 
 \b
 Examples:
   shmrec-dump doctor
   shmrec-dump doctor --json | jq -r .engine.name
+  shmrec-dump doctor --json | jq -r '.hints[]'
 """
 
 
@@ -50,7 +60,7 @@ Examples:
 def command(directory: Path, as_json: bool) -> None:
     """Say which engine serves and why not the other, and whether this machine has what it takes.
 
-    What is wrong is one line each, with what to do about it.
+    What is wrong is one line each, a problem or a hint, with what it costs and what to do.
     """
     found: dict[str, Any] = {
         "shmrec": __version__,
@@ -64,14 +74,17 @@ def command(directory: Path, as_json: bool) -> None:
         "pidfd": _has_pidfd(),
         "wipe_on_fork": _wipes_on_fork(),
         "clock": _clock(),
-        "memory": _memory(),
-        "directory": _directory(directory),
+        "memory": memory(),
+        "directory": snapshot_directory(directory),
     }
+    looks = checks.checks()
+    found |= {each.key: each.value for each in looks}
     found["problems"] = list(_problems(found))
+    found["hints"] = [*_hints(found), *(hint for each in looks for hint in each.hints)]
     if as_json:
         click.echo(dumps(found))
     else:
-        _print(found)
+        _print(found, looks)
     if found["problems"]:
         sys.exit(1)
 
@@ -120,57 +133,6 @@ def _clock() -> dict[str, Any]:
     }
 
 
-def _memory() -> dict[str, Any]:
-    """Shared memory, and whether a recording of the default size has room there."""
-    geometry = Geometry()
-    found: dict[str, Any] = {
-        "directory": DIRECTORY,
-        "size": None,
-        "free": None,
-        "writable": os.access(DIRECTORY, os.W_OK | os.X_OK),
-        "rings": DEFAULT_PRODUCERS,
-        "ring_size": DEFAULT_RING_SIZE,
-        "rings_that_fit": 0,
-    }
-    with contextlib.suppress(OSError):
-        there = os.statvfs(DIRECTORY)
-        found["size"] = there.f_blocks * there.f_frsize
-        found["free"] = there.f_bavail * there.f_frsize
-        left = found["free"] - geometry.rings_offset
-        found["rings_that_fit"] = min(DEFAULT_PRODUCERS, max(0, left // DEFAULT_RING_SIZE))
-    return found
-
-
-def _directory(directory: Path) -> dict[str, Any]:
-    """The directory of snapshots; where it is not there yet, whether it can be made."""
-    found: dict[str, Any] = {"path": str(directory), "problem": None}
-    found["exists"] = os.path.lexists(directory)
-    found["snapshots"] = found["size"] = 0
-    place = directory
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        found["problem"] = f"{place} is not a directory: choose another with --dir or SHMREC_DIR"
-    elif found["exists"] and directory.is_symlink():
-        found["problem"] = f"{directory} is a symbolic link: name the directory itself"
-    elif found["exists"] and directory.stat().st_uid != os.geteuid():
-        found["problem"] = (
-            f"{directory} belongs to user {directory.stat().st_uid}, not {os.geteuid()}: choose "
-            "another with --dir or SHMREC_DIR"
-        )
-    elif not os.access(place, os.W_OK | os.X_OK):
-        found["problem"] = (
-            f"{place} may not be written to: change its mode, or choose another directory with "
-            "--dir or SHMREC_DIR"
-        )
-    if found["exists"] and place.is_dir():
-        with contextlib.suppress(ShmrecError, OSError):
-            stored = store.listing(directory)
-            found["snapshots"] = len(stored)
-            found["size"] = sum(each.size for each in stored)
-    return found
-
-
 def _problems(found: dict[str, Any]) -> Iterator[str]:
     if not found["kernel"].startswith("Linux"):
         yield "only Linux is supported: record there"
@@ -184,24 +146,40 @@ def _problems(found: dict[str, Any]) -> Iterator[str]:
             f"the python engine may not be relied on with a {found['machine']} processor: "
             "install shmrec where there is a C compiler, so that the native one serves"
         )
-    memory = found["memory"]
-    if memory["size"] is None:
-        yield f"there is no {DIRECTORY}: mount a tmpfs there, or record into a file (path=)"
-    elif not memory["writable"]:
-        yield f"{DIRECTORY} may not be written to: change its mode to 1777"
-    elif memory["rings_that_fit"] < memory["rings"]:
-        yield (
-            f"{DIRECTORY} has room for {memory['rings_that_fit']} of a default recording's "
-            f"{memory['rings']} rings of {size(memory['ring_size'])}: enlarge it (docker run "
-            "--shm-size=256m), or record with fewer or smaller rings"
-        )
+    yield from memory_problems(found["memory"])
     if found["directory"]["problem"]:
         yield found["directory"]["problem"]
 
 
-def _print(found: dict[str, Any]) -> None:
+def _hints(found: dict[str, Any]) -> Iterator[str]:
+    """What works without, and what that costs."""
+    if not found["membarrier"]:
+        yield (
+            "membarrier is refused: only a snapshot's second flush proves that it is complete, and "
+            "--flushes 1 proves nothing: let the security profile allow membarrier(2)"
+        )
+    if not found["pidfd"]:
+        yield (
+            "pidfds are refused: a death is noticed up to a second late, and its status may be "
+            "lost: use Linux 5.3, and let the security profile allow pidfd_open(2)"
+        )
+    if not found["wipe_on_fork"]:
+        yield (
+            "memory cannot be wiped on fork: only forks made through Python are noticed, not "
+            "those of C libraries: use Linux 4.14"
+        )
+    source = found["clock"]["source"]
+    if source in _SLOW_CLOCKS:
+        yield (
+            f"the clock source is {source}: every event waits for a system call and a slow device: "
+            f"write tsc or kvm-clock to {_CLOCK_SOURCE}, if the kernel offers it"
+        )
+    yield from directory_hints(found["directory"])
+
+
+def _print(found: dict[str, Any], looks: list[checks.Check]) -> None:
     screen = Screen()
-    engine, memory, folder = found["engine"], found["memory"], found["directory"]
+    engine, room, folder = found["engine"], found["memory"], found["directory"]
 
     def row(label: str, *parts: Part) -> None:
         screen.line((label.ljust(_LABEL_WIDTH), "dim"), *parts, hang=_LABEL_WIDTH)
@@ -216,27 +194,26 @@ def _print(found: dict[str, Any]) -> None:
     row("python", safe(found["python"]))
     row("kernel", f"{safe(found['kernel'])}, {safe(found['machine'])}")
     row("libc", safe(found["libc"] or "unknown"))
-    row("membarrier", "yes" if found["membarrier"] else "no: second flushes prove what it would")
-    row("pidfd", "yes" if found["pidfd"] else "no: deaths are looked for in /proc")
-    row(
-        "wiped on fork",
-        "yes" if found["wipe_on_fork"] else "no: only forks made through Python are noticed",
-    )
+    row("membarrier", "yes" if found["membarrier"] else "no")
+    row("pidfd", "yes" if found["pidfd"] else "no")
+    row("wiped on fork", "yes" if found["wipe_on_fork"] else "no")
     clock = found["clock"]
     source = f", source {safe(clock['source'])}" if clock["source"] else ""
     row("clock", f"{safe(clock['name'])}, {clock['resolution_ns']} ns{source}")
-    if memory["size"] is None:
+    if room["size"] is None:
         row("shared memory", ("none", "bad"))
     else:
-        room = f"{size(memory['free'])} of {size(memory['size'])} free in {DIRECTORY}"
-        row("shared memory", room)
-        fit = (
-            f"{memory['rings_that_fit']} of {memory['rings']} rings of {size(memory['ring_size'])}"
-        )
+        left = f"{size(room['free'])} of {size(room['size'])} free in {DIRECTORY}"
+        row("shared memory", left)
+        fit = f"{room['rings_that_fit']} of {room['rings']} rings of {size(room['ring_size'])}"
         row("room for", fit)
     state = counted(folder["snapshots"], "snapshot") + f", {size(folder['size'])}"
     row("snapshots", f"{safe(folder['path'])}: {state if folder['exists'] else 'not made yet'}")
+    for each in looks:
+        row(each.label, each.text)
     screen.line()
+    for hint in found["hints"]:
+        screen.line((f"hint: {safe(hint)}", "dim"))
     if not found["problems"]:
         screen.line(("All that is needed works.", "good"))
     for problem in found["problems"]:

@@ -94,6 +94,8 @@ def command(
         indexes = {each.index for each in snapshot.producers if each.pid in pids}
         for pid in set(pids) - {each.pid for each in snapshot.producers}:
             click.echo(f"shmrec-dump: no process {pid} is in {snapshot.path.name}", err=True)
+        if not indexes:
+            sys.exit(1)
     tests: list[Callable[[Event], bool]] = []
     if thread is not None:
         tests.append(lambda event: thread in (str(event.thread), event.thread_name))

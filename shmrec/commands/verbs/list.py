@@ -112,13 +112,13 @@ def _snapshots(screen: Screen, directory: Path, stored: list[store.Stored]) -> N
         ago = max(0, int((now - each.taken) * 1e9))
         rows.append(
             [
-                moment(int(each.taken) * 1_000_000_000),
+                moment(int(each.taken) * 1_000_000_000).removesuffix(" UTC"),
                 f"{age(ago)} ago",
                 (safe(each.recording), "name"),
-                (safe(each.reason), "bad" if each.death else ""),
+                (safe(each.reason).replace("-", " "), "bad" if each.death else ""),
                 size(each.size),
                 safe(each.path.name),
             ]
         )
-    headings = ("when", "", "recording", "reason", "size>", "file")
+    headings = ("when, UTC", "", "recording", "reason", "size>", "file|")
     screen.table(headings, rows, indent=2)

@@ -41,7 +41,7 @@ def command(name: str | None, path: str | None, directory: Path, reason: str, fo
     with open_recording(name, path) as segment:
         collector = segment.collector()
         if collector is not None and not force:
-            which = f"--path {path}" if name is None else name
+            which = segment.name if path is None else f"--path {path}"
             raise CollectorRunningError(
                 f"recording {segment.name!r} has a live collector, pid {collector}: use "
                 f"`shmrec-dump snapshot {which}`, which flushes first; if that does not answer, "
