@@ -46,6 +46,7 @@ ONCE = {
     "test_requests",
     "test_segment",
     "test_store",
+    "test_triggers",
     "test_twins",
 }
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 LEVELS = (
     ("_version", "errors", "events", "checksum", "durable"),
     ("layout", "values"),
-    ("process", "naming", "threads", "frames"),
+    ("process", "naming", "threads", "frames", "triggers"),
     ("_native",),
     ("extension",),
     ("fence",),
