@@ -22,9 +22,9 @@ LEVELS = (
     ("manifest", "bulk", "merging"),
     ("writer", "ring", "ending", "requests", "store"),
     ("_engine",),
-    ("claim", "snapshot_file", "live", "generation"),
+    ("claim", "snapshot_file", "live", "generation", "lookout"),
     ("recorder", "deaths", "capture", "launch"),
-    ("takeover", "flight"),
+    ("takeover", "flight", "incidents"),
     ("collector",),
     ("commands.*", "integrations.*"),
 )
