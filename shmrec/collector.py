@@ -22,16 +22,18 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from shmrec import capture, fence, ledger, naming, process, requests, store
+from shmrec import alarms, capture, fence, ledger, naming, process, requests, store
+from shmrec.alarms import Alarms
 from shmrec.capture import CaptureStopped, Order
 from shmrec.deaths import UNKNOWN, Death, Watcher
 from shmrec.errors import SegmentError, ShmrecError
+from shmrec.incidents import Plan
 from shmrec.layout import ENTRY, EntryState, SegmentState, Status, Verb
-from shmrec.manifest import Cause
+from shmrec.manifest import Cause, Stack
 from shmrec.requests import Request
 from shmrec.ring import RingReader
 from shmrec.segment import Segment
@@ -42,16 +44,12 @@ __all__ = ["Collector"]
 
 _TICK_NS: Final = 1_000_000_000
 _SWEEP_NS: Final = 60_000_000_000
-_COALESCE_NS: Final = 50_000_000
 _CAUSE_NS: Final = 250_000_000
-_STATUS_POLL_SECONDS: Final = 0.02
-_RETRY_NS: Final = 5_000_000_000
 _LAST_DEADLINE_NS: Final = 200_000_000
 _LAST_LOCK_SECONDS: Final = 0.2
 _UNUSED_SECONDS: Final = 60.0
 _FAILURES: Final = 20
 _FAILURE_SECONDS: Final = 0.2
-_ATTEMPTS: Final = 20
 
 
 def _prepare_for_many() -> None:
@@ -80,12 +78,12 @@ class Collector:
             RingReader(segment.view, segment.words, segment.geometry, index)
             for index in range(segment.geometry.producers)
         ]
+        self._alarms = Alarms(segment, settings, self._readers, self._stacks_of)
         _prepare_for_many()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup = open_wakeup(segment, create=True)
         self._next_tick = time.monotonic_ns()
         self._next_sweep = self._next_tick + _SWEEP_NS
-        self._death_allowed = 0
         self._last_alive = time.monotonic()
         self._ever_attached = False
         self._waker: threading.Thread | None = None
@@ -120,12 +118,15 @@ class Collector:
         self._let_go()
 
     def handle_signals(self) -> None:
-        """Let SIGTERM and SIGINT stop the loop; from the main thread."""
+        """Let SIGTERM and SIGINT stop the loop, and others be triggers; from the main thread."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        handlers = self._alarms.handlers()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            handlers[number] = self.stop
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         # Whoever launched us may have had them blocked.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
-        signal.signal(signal.SIGTERM, self.stop)
-        signal.signal(signal.SIGINT, self.stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
 
     def _forward_wakeups(self) -> None:
         while not self.stopping:
@@ -140,14 +141,10 @@ class Collector:
         for fd in [*self.watcher.pidfds(), *self.extra_pidfds]:
             if fd not in pending:
                 poll.register(fd, select.POLLIN)
-        seconds = max(0.0, (self._next_tick - time.monotonic_ns()) / 1e9)
-        if any(death.cause is None for death in self._deaths):
-            seconds = min(seconds, _STATUS_POLL_SECONDS)
-        elif self._deaths:
-            first = min(death.noticed_ns for death in self._deaths) + _COALESCE_NS
-            due = max(first, self._death_allowed)
-            seconds = min(seconds, max(0.0, (due - time.monotonic_ns()) / 1e9))
-        poll.poll(seconds * 1000)
+        now = time.monotonic_ns()
+        waits = [self._next_tick - now, self._alarms.wait_ns(self._deaths, now)]
+        soonest = min(wait for wait in waits if wait is not None)
+        poll.poll(max(0.0, soonest / 1e6))
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):
                 pass
@@ -178,7 +175,9 @@ class Collector:
                 self._next_sweep = now + _SWEEP_NS
                 store.sweep(self.settings.directory)
         self._serve()
-        self._take_death_snapshot()
+        live = (index for index in self.watcher.watched if not self._dying(index))
+        self._alarms.look_around(live, time.monotonic_ns())
+        self._take_what_is_due()
 
     # Producers coming and going.
 
@@ -243,39 +242,51 @@ class Collector:
 
     # Snapshots.
 
-    def _take_death_snapshot(self, *, last: bool = False) -> None:
-        now = time.monotonic_ns()
-        ready = [death for death in self._deaths if death.cause is not None]
-        if not ready:
+    def _stacks_of(self, indexes: Iterable[int]) -> Mapping[tuple[int, int], Sequence[Stack]]:
+        """The stacks of the producers in those rings, by ring index and incarnation."""
+        return {}
+
+    def _timed_out(self, pid: int, milliseconds: int, now: int) -> None:
+        """Word of a host that a process has not answered for so long."""
+
+    def _take_what_is_due(self, *, last: bool = False) -> None:
+        plan = self._alarms.due(self._deaths, last=last)
+        if plan is None:
             return
-        first = min(death.noticed_ns for death in ready)
-        waiting = len(ready) < len(self._deaths) or now < first + _COALESCE_NS
-        if not last and (waiting or now < self._death_allowed):
-            return
-        more = f" and {len(ready) - 1} more" if len(ready) > 1 else ""
-        reason = f"death of {ready[0].describe()}{more}"
-        for death in ready:
+        for death in plan.deaths:
             self.settings.log(f"{death.describe()}")
-        self._death_allowed = time.monotonic_ns() + int(self.settings.death_interval * 1e9)
+        text, status = "", Status.DONE
         try:
-            self._snapshot(reason, "death", last=last)
+            if plan.refusal:
+                self.settings.log(f"no snapshot of {plan.reason}: {plan.refusal}")
+            else:
+                text = str(
+                    self._snapshot(
+                        plan.reason, plan.trigger, asked=plan.requests, plan=plan, last=last
+                    )
+                )
         except CaptureStopped:
             return
         except ShmrecError as error:
-            self._death_allowed = max(self._death_allowed, time.monotonic_ns() + _RETRY_NS)
-            self.settings.log(f"no snapshot of {reason}: {error}")
-            return
-        for death in ready:
-            self._deaths.remove(death)
-            self._settle(death.watched.index, death.watched.incarnation)
-            self.watcher.forget(death.watched.index)
+            self._alarms.failed(plan)
+            self.settings.log(f"no snapshot of {plan.reason}: {error}")
+            text, status = str(error), Status.FAILED
+        else:
+            self._alarms.done(plan)
+            for death in plan.deaths:
+                self._deaths.remove(death)
+                self._settle(death.watched.index, death.watched.incarnation)
+                self.watcher.forget(death.watched.index)
+        for request in plan.requests:
+            requests.answer(self.segment, request, text, status)
 
     def _snapshot(
         self,
         reason: str,
         trigger: str,
         *,
-        asked: list[Request] | None = None,
+        asked: Sequence[Request] = (),
+        plan: Plan | None = None,
         names: Callable[[], Iterator[str]] | None = None,
         last: bool = False,
     ) -> Path:
@@ -294,8 +305,10 @@ class Collector:
                 period_ns=self.segment.word("keep_period_ns"),
                 flushes=self.settings.flushes,
                 deadline_ns=min(deadline, _LAST_DEADLINE_NS) if last else deadline,
-                requests=[{"pid": ask.pid, "reason": ask.reason} for ask in asked or []],
+                requests=[{"pid": ask.pid, "reason": ask.reason} for ask in asked],
                 causes=causes,
+                stacks=plan.stacks if plan is not None else {},
+                extra=self._alarms.facts(plan),
                 names=names,
                 stop=bool if last else lambda: self.stopping,
             ),
@@ -303,8 +316,8 @@ class Collector:
         self.segment.bump("snapshots")
         if names is None:
             self.snapshots.append(path)
-            if trigger == "death":
-                # Who asks for one is told its path; of a death nobody else speaks.
+            if plan is not None:
+                # Who asks for one is told its path; of these nobody else speaks.
                 self.settings.log(f"snapshot ({reason}): {path}")
             store.enforce_quota(
                 self.settings.directory,
@@ -319,12 +332,19 @@ class Collector:
         kept = [request for request in waiting if request.verb == Verb.SNAPSHOT]
         handed = [request for request in waiting if request.verb == Verb.TRANSFER]
         for request in waiting:
+            if self._alarms.holds(request):
+                continue
             if request.verb == Verb.ENDED:
                 self.watcher.told(*request.argument)
                 requests.answer(self.segment, request, "")
             elif request.verb == Verb.STOP:
                 self.stopping = True
                 requests.answer(self.segment, request, "")
+            elif request.verb in alarms.VERBS:
+                now = time.monotonic_ns()
+                if request.verb == Verb.TIMEOUT:
+                    self._timed_out(*request.argument, now)
+                self._alarms.serve(request, self.watcher.watched.values(), now)
             elif request not in kept and request not in handed:
                 requests.answer(
                     self.segment, request, f"unknown request {request.verb}", Status.FAILED
@@ -363,7 +383,7 @@ class Collector:
         self._notice_deaths(time.monotonic_ns())
         for death in self._deaths:
             death.cause = death.cause or UNKNOWN
-        self._take_death_snapshot(last=True)
+        self._take_what_is_due(last=True)
         segment = self.segment
         with contextlib.ExitStack() as held:
             # Without the lock, whoever attaches now learns at its first event that it is over.

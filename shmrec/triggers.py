@@ -32,7 +32,16 @@ from shmrec.errors import TriggerError
 from shmrec.events import NAME_LIMIT
 from shmrec.layout import TRIGGERS
 
-__all__ = ["STACKS", "Limits", "Trigger", "defaults", "parse", "parse_all", "shortened"]
+__all__ = [
+    "STACKS",
+    "Limits",
+    "Trigger",
+    "check_texts",
+    "defaults",
+    "parse",
+    "parse_all",
+    "shortened",
+]
 
 STACKS: Final = ("suspects", "all", "none")
 """Of whom a snapshot that was not asked for has stacks taken."""
@@ -145,6 +154,15 @@ def parse_all(texts: Iterable[str]) -> tuple[Trigger, ...]:
             raise _wrong(text, trigger.kind, f"{trigger.kind} is given twice")
         found.append(trigger)
     return tuple(found)
+
+
+def check_texts(texts: Iterable[str], stacks: str) -> tuple[str, ...]:
+    """The texts of triggers, to be passed on, once they and `stacks` are known to be right."""
+    kept = texts if isinstance(texts, str) else tuple(texts)
+    parse_all(kept)
+    if stacks not in STACKS:
+        raise ValueError(f"stacks must be one of {', '.join(STACKS)}, not {stacks!r}")
+    return tuple(kept)
 
 
 def _same_cause(one: Trigger, other: Trigger) -> bool:

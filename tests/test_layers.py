@@ -25,6 +25,7 @@ LEVELS = (
     ("claim", "snapshot_file", "live", "generation", "lookout"),
     ("recorder", "deaths", "capture", "launch"),
     ("takeover", "flight", "incidents"),
+    ("alarms",),
     ("collector",),
     ("commands.*", "integrations.*"),
 )
