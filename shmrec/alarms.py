@@ -24,7 +24,7 @@ from shmrec.requests import Request
 from shmrec.ring import RingReader
 from shmrec.segment import Segment
 from shmrec.takeover import Settings
-from shmrec.triggers import Trigger, shortened
+from shmrec.triggers import Trigger, called, shortened
 
 __all__ = ["VERBS", "Alarms"]
 
@@ -93,16 +93,19 @@ class Alarms:
         number, pid = request.argument
         if request.verb == Verb.TIMEOUT:
             pid, milliseconds = request.argument
-            kind, reason = "timeout", f"timeout of pid {pid} after {milliseconds / 1e3:g} s"
+        rings = [(each.index, each.incarnation) for each in watched if each.pid == pid]
+        labels = [self._readers[index].entry().label for index, _ in rings]
+        who = called(labels[0] if labels else "", pid)
+        if request.verb == Verb.TIMEOUT:
+            kind, reason = "timeout", f"timeout of {who} after {milliseconds / 1e3:g} s"
         else:
             kind = TRIGGERS[number] if number < len(TRIGGERS) else str(number)
             said = shortened(request.reason, REASON_BYTES // 2)
-            reason = f"{kind} in pid {pid}: {said}" if said else f"{kind} in pid {pid}"
+            reason = f"{kind} in {who}: {said}" if said else f"{kind} in {who}"
             if kind not in _PRODUCERS_WORD:
                 text = f"{kind} is no trigger that a producer may give word of"
                 requests.answer(self._segment, request, text, Status.FAILED)
                 return
-        rings = [(each.index, each.incarnation) for each in watched if each.pid == pid]
         self._fire(self._incidents.trigger(kind), reason, now, rings, request)
 
     def _fire(

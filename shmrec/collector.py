@@ -121,8 +121,7 @@ class Collector:
         """Let SIGTERM and SIGINT stop the loop, and others be triggers; from the main thread."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         handlers = self._alarms.handlers()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            handlers[number] = self.stop
+        handlers.update(dict.fromkeys((signal.SIGTERM, signal.SIGINT), self.stop))
         for number, handler in handlers.items():
             signal.signal(number, handler)
         # Whoever launched us may have had them blocked.

@@ -28,7 +28,7 @@ from shmrec.decoder import Event, OpenSpan, decode
 from shmrec.events import COUNTER, END, INSTANT
 from shmrec.layout import SlotFlag
 from shmrec.ring import Batch, RingReader
-from shmrec.triggers import Trigger, shortened
+from shmrec.triggers import Trigger, called, shortened
 
 __all__ = ["LOOKED_FOR", "Finding", "Lookout"]
 
@@ -65,7 +65,7 @@ class _Seen:
     """What is known of one producer."""
 
     incarnation: int
-    pid: int
+    who: str
     mark: tuple[int, int] = (0, 0)
     batch: int = 0
     """The newest batch decoded."""
@@ -135,7 +135,7 @@ class Lookout:
         incarnation = self._readers[index].incarnation()
         if seen is None or seen.incarnation != incarnation:
             entry = self._readers[index].entry()
-            seen = self._seen[index] = _Seen(entry.incarnation, entry.pid)
+            seen = self._seen[index] = _Seen(entry.incarnation, called(entry.label, entry.pid))
         return seen
 
     def _read(
@@ -177,7 +177,7 @@ class Lookout:
                 if took < slow.threshold or event.span in seen.judged.get(slow, ()):
                     continue
                 if slow.matches(event.name):
-                    text = f"slow span {shortened(event.name)} of pid {seen.pid}, {_time(took)}"
+                    text = f"slow span {shortened(event.name)} of {seen.who}, {_time(took)}"
                     fired.setdefault(slow, []).append(text)
         elif event.kind in (INSTANT.name, COUNTER.name):
             for heart in self._hearts:
@@ -194,7 +194,7 @@ class Lookout:
         known = seen.beyond.setdefault(trigger, {})
         beyond = trigger.beyond(event.value)
         if beyond and not known.get(event.name):
-            text = f"counter {shortened(event.name)} of pid {seen.pid} at {event.value:g}"
+            text = f"counter {shortened(event.name)} of {seen.who} at {event.value:g}"
             fired.setdefault(trigger, []).append(text)
         if event.name in known or len(known) < _COUNTERS:
             known[event.name] = beyond
@@ -211,7 +211,7 @@ class Lookout:
                 judged.add(span.span)
                 if slow.matches(span.name):
                     age = _time(now - span.start_ns)
-                    text = f"slow span {shortened(span.name)} of pid {seen.pid}, open for {age}"
+                    text = f"slow span {shortened(span.name)} of {seen.who}, open for {age}"
                     fired.setdefault(slow, []).append(text)
         for stall in self._stalls:
             silent = now - seen.newest_ns
@@ -221,12 +221,12 @@ class Lookout:
             inside = next((span for span in reversed(seen.spans) if stall.matches(span.name)), None)
             if inside is not None:
                 where = f"no event for {_time(silent)} inside of {shortened(inside.name)}"
-                fired.setdefault(stall, []).append(f"stall of pid {seen.pid}, {where}")
+                fired.setdefault(stall, []).append(f"stall of {seen.who}, {where}")
         for heart, beat in seen.beats.items():
             if now - beat >= heart.threshold and seen.silence.get(heart) != beat:
                 seen.silence[heart] = beat
                 where = f"no {shortened(heart.heartbeat)} for {_time(now - beat)}"
-                fired.setdefault(heart, []).append(f"stall of pid {seen.pid}, {where}")
+                fired.setdefault(heart, []).append(f"stall of {seen.who}, {where}")
 
 
 def _newest(reader: RingReader, since: int) -> list[Batch]:

@@ -36,6 +36,7 @@ __all__ = [
     "STACKS",
     "Limits",
     "Trigger",
+    "called",
     "check_texts",
     "defaults",
     "parse",
@@ -114,6 +115,11 @@ def shortened(text: str, limit: int = _TEXT_LIMIT) -> str:
     """Somebody's text as a part of a reason: printable, on one line, cut."""
     shown = "".join(each if each.isprintable() else "?" for each in text[: limit + 1])
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def called(label: str, pid: int) -> str:
+    """A process in a reason."""
+    return f"{shortened(label)} pid {pid}" if label else f"pid {pid}"
 
 
 def parse(text: str) -> Trigger:

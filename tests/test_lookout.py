@@ -47,9 +47,12 @@ def test_a_span_that_stays_open_fires_once_though_nothing_is_recorded_any_more()
 
 def test_a_finding_names_the_ring_and_who_had_it() -> None:
     place = Place("slow_span 5s")
+    label = ENTRY.bytes_at("label", place.entry)
+    place.view[label.start : label.start + 6] = b"wo\nker"
     place.record.begin("x")
     place.pass_time(6)
     [found] = place.findings()
+    assert found.reason == "slow span x of wo?ker pid 77, open for 6.0 s"
     assert (found.trigger.kind, found.ring, found.incarnation) == ("slow_span", 0, 1)
 
 
