@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from shmrec import requests, store, triggers
 from shmrec.deaths import Death, Watched
-from shmrec.incidents import Incidents, Plan, Ring
+from shmrec.incidents import REQUEST, Incidents, Plan, Ring
 from shmrec.layout import REASON_BYTES, TRIGGERS, Status, Verb
 from shmrec.lookout import Lookout
 from shmrec.requests import Request
@@ -144,11 +144,11 @@ class Alarms:
     def _publish(self) -> None:
         self._segment.set_suppressed(self._incidents.limits.suppressed)
 
-    def facts(self, plan: Plan | None) -> dict[str, Any]:
-        """What a snapshot's header says of its cause, `plan` being None if it was asked for."""
+    def facts(self, plan: Plan) -> dict[str, Any]:
+        """What a snapshot's header says of its cause, if it was not asked for, and of limits."""
         counts = self._incidents.limits.suppressed
         facts: dict[str, Any] = {"suppressed": {kind: n for kind, n in counts.items() if n}}
-        if plan is None:
+        if plan.trigger == REQUEST:
             return facts
         suspects = [
             index

@@ -1,6 +1,6 @@
 """The collector: a service process of its own, one per recording.
 
-One loop: generation tick, requests, deaths, quota. It is the only writer of ``generation``
+One loop: generation tick, requests, deaths, triggers, quota. It is the only writer of ``generation``
 and of the other words marked "collector" in `layout`; it holds nothing that a producer waits
 for, and killing it loses nothing: the segment stays, and another collector adopts it.
 
@@ -31,10 +31,9 @@ from shmrec.alarms import Alarms
 from shmrec.capture import CaptureStopped, Order
 from shmrec.deaths import UNKNOWN, Death, Watcher
 from shmrec.errors import SegmentError, ShmrecError
-from shmrec.incidents import Plan
+from shmrec.incidents import REQUEST, Plan
 from shmrec.layout import ENTRY, EntryState, SegmentState, Status, Verb
 from shmrec.manifest import Cause, Stack
-from shmrec.requests import Request
 from shmrec.ring import RingReader
 from shmrec.segment import Segment
 from shmrec.takeover import Settings
@@ -259,11 +258,7 @@ class Collector:
             if plan.refusal:
                 self.settings.log(f"no snapshot of {plan.reason}: {plan.refusal}")
             else:
-                text = str(
-                    self._snapshot(
-                        plan.reason, plan.trigger, asked=plan.requests, plan=plan, last=last
-                    )
-                )
+                text = str(self._snapshot(plan, last=last))
         except CaptureStopped:
             return
         except ShmrecError as error:
@@ -281,11 +276,8 @@ class Collector:
 
     def _snapshot(
         self,
-        reason: str,
-        trigger: str,
+        plan: Plan,
         *,
-        asked: Sequence[Request] = (),
-        plan: Plan | None = None,
         names: Callable[[], Iterator[str]] | None = None,
         last: bool = False,
     ) -> Path:
@@ -298,15 +290,15 @@ class Collector:
             self.segment,
             Order(
                 directory=self.settings.directory,
-                reason=reason,
-                trigger=trigger,
+                reason=plan.reason,
+                trigger=plan.trigger,
                 size=self.segment.word("keep_size"),
                 period_ns=self.segment.word("keep_period_ns"),
                 flushes=self.settings.flushes,
                 deadline_ns=min(deadline, _LAST_DEADLINE_NS) if last else deadline,
-                requests=[{"pid": ask.pid, "reason": ask.reason} for ask in asked],
+                requests=[{"pid": ask.pid, "reason": ask.reason} for ask in plan.requests],
                 causes=causes,
-                stacks=plan.stacks if plan is not None else {},
+                stacks=plan.stacks,
                 extra=self._alarms.facts(plan),
                 names=names,
                 stop=bool if last else lambda: self.stopping,
@@ -315,9 +307,9 @@ class Collector:
         self.segment.bump("snapshots")
         if names is None:
             self.snapshots.append(path)
-            if plan is not None:
+            if plan.trigger != REQUEST:
                 # Who asks for one is told its path; of these nobody else speaks.
-                self.settings.log(f"snapshot ({reason}): {path}")
+                self.settings.log(f"snapshot ({plan.reason}): {path}")
             store.enforce_quota(
                 self.settings.directory,
                 count=self.settings.quota_count,
@@ -351,23 +343,18 @@ class Collector:
         if kept:
             reason = kept[0].reason or "requested"
             more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
-            self._answer(kept, lambda: self._snapshot(reason + more, "request", asked=kept))
+            self._answer(Plan(REQUEST, reason + more, requests=kept))
         for request in handed:
             # One file each: its requester removes it as soon as it has it open.
-            self._answer(
-                [request],
-                lambda asked=request: self._snapshot(  # type: ignore[misc]
-                    asked.reason, "request", asked=[asked], names=store.hidden_names
-                ),
-            )
+            self._answer(Plan(REQUEST, request.reason, requests=[request]), store.hidden_names)
 
-    def _answer(self, waiting: list[Request], make: Callable[[], Path]) -> None:
+    def _answer(self, plan: Plan, names: Callable[[], Iterator[str]] | None = None) -> None:
         try:
-            text, status = str(make()), Status.DONE
+            text, status = str(self._snapshot(plan, names=names)), Status.DONE
         except ShmrecError as error:
             text, status = str(error), Status.FAILED
             self.settings.log(f"no snapshot: {error}")
-        for request in waiting:
+        for request in plan.requests:
             requests.answer(self.segment, request, text, status)
 
     # The end.

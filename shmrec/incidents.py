@@ -26,7 +26,9 @@ from shmrec.layout import REASON_BYTES, REQUESTS
 from shmrec.requests import Request
 from shmrec.triggers import Limits, Trigger, shortened
 
-__all__ = ["Incidents", "Plan"]
+__all__ = ["REQUEST", "Incidents", "Plan"]
+
+REQUEST: Final = "request"
 
 COALESCE_NS: Final = 50_000_000
 STATUS_NS: Final = 20_000_000
@@ -61,12 +63,13 @@ class _Pending:
 class Plan:
     """One snapshot that is to be taken, or, with a `refusal`, deaths that get none.
 
+    `trigger` is one of TRIGGERS, REQUEST if somebody asked: such a plan is not made here.
     `triggered_ns` is when the first of its triggers that has a window fired, 0 if none has one.
     """
 
     trigger: str
     reason: str
-    made_ns: int
+    made_ns: int = 0
     deaths: list[Death] = field(default_factory=list)
     suspects: list[Ring] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
