@@ -1,8 +1,9 @@
 """The collector: a service process of its own, one per recording.
 
-One loop: generation tick, requests, deaths, triggers, quota. It is the only writer of ``generation``
-and of the other words marked "collector" in `layout`; it holds nothing that a producer waits
-for, and killing it loses nothing: the segment stays, and another collector adopts it.
+One loop: generation tick, requests, deaths, triggers, quota. It is the only writer of
+``generation`` and of the other words marked "collector" in `layout`; it holds nothing that a
+producer waits for, and killing it loses nothing: the segment stays, and another collector adopts
+it.
 
 Invariants:
 

@@ -40,7 +40,7 @@ BATCHES_AT_A_LOOK: Final = 128
 _PREAMBLES: Final = 8
 """Batches decoded where none of the newest has all open spans in its preamble."""
 _COUNTERS: Final = 64
-"""Counters of one producer, by name, that a trigger tells apart."""
+"""Counters of one producer beyond a trigger's value at a time, by name, that fire only once."""
 _SHORTEST_NS: Final = 100_000_000
 _LONGEST_NS: Final = 1_000_000_000
 
@@ -79,7 +79,8 @@ class _Seen:
     silence: dict[Trigger, int] = field(default_factory=dict)
     """The beginning of the silence that has been judged."""
     beats: dict[Trigger, int] = field(default_factory=dict)
-    beyond: dict[Trigger, dict[str, bool]] = field(default_factory=dict)
+    beyond: dict[Trigger, set[str]] = field(default_factory=dict)
+    """Counters that have fired and have not been within their limit since."""
 
 
 class Lookout:
@@ -191,13 +192,14 @@ class Lookout:
     def _count(
         self, seen: _Seen, trigger: Trigger, event: Event, fired: dict[Trigger, list[str]]
     ) -> None:
-        known = seen.beyond.setdefault(trigger, {})
-        beyond = trigger.beyond(event.value)
-        if beyond and not known.get(event.name):
+        known = seen.beyond.setdefault(trigger, set())
+        if not trigger.beyond(event.value):
+            known.discard(event.name)
+        elif event.name not in known:
             text = f"counter {shortened(event.name)} of {seen.who} at {event.value:g}"
             fired.setdefault(trigger, []).append(text)
-        if event.name in known or len(known) < _COUNTERS:
-            known[event.name] = beyond
+            if len(known) < _COUNTERS:
+                known.add(event.name)
 
     def _judge(self, seen: _Seen, fired: dict[Trigger, list[str]], now: int) -> None:
         """What time alone has made slow or silent."""

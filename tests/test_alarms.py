@@ -18,6 +18,7 @@ import shmrec
 from shmrec import requests, store
 from shmrec.collector import Collector
 from shmrec.errors import CollectorError, RequestFailedError, SuppressedError
+from shmrec.incidents import Plan
 from shmrec.layout import ENTRY, TRIGGERS, Verb
 from shmrec.manifest import Producer
 from shmrec.segment import Segment, open_segment
@@ -237,6 +238,19 @@ def test_a_suppressed_count_goes_on_from_before_and_is_never_implausible(
         with pytest.raises(SuppressedError):
             ask(recording_name, Verb.TIMEOUT, 1, 1)
         assert suppressed(recording_name) == {"timeout": 1}
+
+
+def test_who_took_the_ring_over_is_no_suspect_and_looks_are_as_frequent_as_needed(
+    recording_name: str, tmp_path: Path, producer: Callable[[], Script]
+) -> None:
+    with serving(recording_name, tmp_path, "slow_span 150ms") as collector:
+        producer()
+        for incarnation, expected in ((1, [0]), (2, [])):
+            plan = Plan("stall", "x", suspects=[(0, incarnation)])
+            assert collector._alarms.facts(plan)["suspects"] == expected
+        waits = collector._alarms.wait_ns([], time.monotonic_ns())
+        assert waits is not None
+        assert waits <= 150_000_000
 
 
 @pytest.mark.parametrize(

@@ -179,18 +179,21 @@ def test_a_counter_fires_when_it_goes_beyond_and_again_when_it_came_back() -> No
 
 
 def test_what_is_no_number_is_no_value() -> None:
-    place = Place("counter x > 10")
+    place = Place("counter x >= 1")
     for value in ("11", True, None, [99], float("nan")):
         place.record.counter("x", value)
     assert place.look(1) == []
 
 
-def test_names_are_bounded_and_print() -> None:
+def test_names_are_bounded_and_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookout, "_COUNTERS", 8)
     place = Place("slow_span 5s", "counter * > 1")
     place.record.begin("\x1b[31m\n" + "x" * 300)
     for n in range(200):
         place.record.counter(f"c{n}", 5)
     [counter, span] = place.look(6)
+    [names] = place.lookout._seen[0].beyond.values()
+    assert len(names) == 8
     assert span.isprintable()
     assert len(span) < 150
     assert counter.endswith(" more")
@@ -208,7 +211,11 @@ def test_work_is_bounded_and_who_had_no_turn_is_first_at_the_next_look(
     monkeypatch.setattr(lookout, "BATCHES_AT_A_LOOK", 2)
     watch = Lookout(readers, parse_all(["slow_span 5s"]))
     now = places[0].now + 6 * SECOND
-    looks = [[found.ring for found in watch.look(range(4), now)] for _ in range(3)]
+    looks = []
+    for _ in range(3):
+        looks.append([found.ring for found in watch.look(range(4), now)])
+        for place in places:
+            place.record.instant("y")
     assert looks == [[0, 1], [2, 3], []]
 
 
@@ -225,15 +232,37 @@ def test_nothing_is_decoded_of_who_recorded_nothing(monkeypatch: pytest.MonkeyPa
 
 
 def test_another_producer_in_the_ring_begins_anew() -> None:
-    place = Place("stall 10s heartbeat=loop")
+    place = Place("stall 10s heartbeat=loop", "slow_span 10s")
     place.record.instant("loop")
     assert place.look(1) == []
     place.memory[place.geometry.ring(0) :] = bytes(place.geometry.ring_size + layout.STACK_SIZE)
     place.words[ENTRY.word("incarnation", place.entry)] = 2
     place.words[ENTRY.word("opening", place.entry)] = 0
     place.record = place.writer(engine="python")
-    place.record.instant("other")
-    assert place.look(60) == []
+    place.record.begin("x")
+    assert place.look(60) == ["slow span x of pid 77, open for 60.0 s"]
+
+
+def test_a_batch_whose_preamble_is_not_there_yet_hides_nothing() -> None:
+    place = Place("slow_span 5s")
+    place.record.begin("x")
+    place.set_generation(2)
+    place.record.instant("y")
+    second = place.geometry.ring(0) + place.geometry.slot_size
+    place.words[second // 8 + SLOT.word("committed")] = 0
+    assert len(place.look(6)) == 1
+
+
+def test_more_batches_are_decoded_where_one_does_not_name_all_spans(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lookout, "BATCHES", 1)
+    place = Place("slow_span 5s", slots=64)
+    for _ in range(50):
+        place.record.begin("x")
+    for n in range(100):
+        place.record.instant("y", n=n)
+    assert place.look(6) == ["slow span x of pid 77, open for 6.0 s and 49 more"]
 
 
 def test_who_is_gone_is_forgotten() -> None:
