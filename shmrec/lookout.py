@@ -7,8 +7,8 @@ nobody, writes nothing, and asks producers for nothing.
 What it sees, and what it does not:
 
 - Batches are decoded only when the producer has recorded since the last look, and then the
-  newest `BATCHES` of it, and `BATCHES_AT_A_LOOK` of all. Who gets no turn is first at the next
-  look, and is not judged by what was known of it before.
+  newest `BATCHES` of it, and of all `BATCHES_A_SECOND`, as a full one costs a millisecond. Who
+  gets no turn is first at the next look, and is not judged by what was known of it before.
 - Open spans are seen all, where a batch's preamble holds them; of more than that, those in the
   newest batches. A span that ended between two looks is found by its end, if that was seen.
 - Of a producer that records more than `BATCHES` between two looks, older events are not seen:
@@ -34,9 +34,10 @@ __all__ = ["LOOKED_FOR", "Finding", "Lookout"]
 
 LOOKED_FOR: Final = ("slow_span", "stall", "counter")
 """The kinds of triggers that are found here."""
-BATCHES: Final = 4
+BATCHES: Final = 2
 """Batches of one producer decoded at a look, its newest ones."""
-BATCHES_AT_A_LOOK: Final = 128
+BATCHES_A_SECOND: Final = 64
+"""Batches of all producers decoded, however often that is."""
 _PREAMBLES: Final = 8
 """Batches decoded where none of the newest has all open spans in its preamble."""
 _COUNTERS: Final = 64
@@ -99,6 +100,7 @@ class Lookout:
         ages = [int(each.threshold) for each in found if each.kind != "counter"]
         self.interval_ns: Final = max(_SHORTEST_NS, min([*ages, _LONGEST_NS]))
         self.wanted: Final = bool(found)
+        self._budget = max(BATCHES, BATCHES_A_SECOND * self.interval_ns // _LONGEST_NS)
         self._seen: dict[int, _Seen] = {}
         self._late: list[int] = []
 
@@ -109,7 +111,7 @@ class Lookout:
         turns = dict.fromkeys([*(late for late in self._late if late in live), *live])
         self._late = []
         findings: list[Finding] = []
-        left = BATCHES_AT_A_LOOK
+        left = self._budget
         for index in turns:
             reader = self._readers[index]
             seen = self._known(index)

@@ -208,7 +208,7 @@ def test_work_is_bounded_and_who_had_no_turn_is_first_at_the_next_look(
     readers = [place.reader() for place in places]
     for index, reader in enumerate(readers):
         reader.index = index  # type: ignore[misc]
-    monkeypatch.setattr(lookout, "BATCHES_AT_A_LOOK", 2)
+    monkeypatch.setattr(lookout, "BATCHES_A_SECOND", 2)
     watch = Lookout(readers, parse_all(["slow_span 5s"]))
     now = places[0].now + 6 * SECOND
     looks = []
