@@ -17,6 +17,7 @@ from shmrec.commands.screen import Part, Screen
 from shmrec.commands.timeline import event_parts, newest_first, thread_of
 from shmrec.commands.wording import age, arguments, cause, counted, moment, safe, size, some, who
 from shmrec.decoder import OpenSpan
+from shmrec.layout import TRIGGERS
 from shmrec.manifest import Producer
 from shmrec.snapshot_file import Snapshot
 
@@ -47,7 +48,7 @@ def print_report(screen: Screen, snapshot: Snapshot) -> None:
 def _what_happened(screen: Screen, snapshot: Snapshot) -> None:
     header = snapshot.header
     reason = safe(header.reason)
-    if header.trigger == "death":
+    if header.trigger in TRIGGERS and header.trigger != "request":
         screen.line((f"{reason[:1].upper()}{reason[1:]}", "bad"))
     elif header.trigger == "recover":
         screen.line((f"Read from memory that nobody served: {reason or 'recovered'}", "strong"))
