@@ -235,7 +235,9 @@ def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int
     )
     header.generations = sorted(each for each in seen if oldest <= each <= header.generation)
     names = order.names or (
-        lambda: store.file_names(header.recording, header.reason, header.taken_wall_ns)
+        lambda: store.file_names(
+            header.recording, header.reason, header.taken_wall_ns, first=header.first
+        )
     )
     store.prepare(order.directory)
     with store.Unfinished(order.directory) as unfinished:

@@ -1,8 +1,9 @@
 """The collector: a service process of its own, one per recording.
 
-One loop: generation tick, requests, deaths, quota. It is the only writer of ``generation``
-and of the other words marked "collector" in `layout`; it holds nothing that a producer waits
-for, and killing it loses nothing: the segment stays, and another collector adopts it.
+One loop: generation tick, requests, deaths, triggers, quota. It is the only writer of
+``generation`` and of the other words marked "collector" in `layout`; it holds nothing that a
+producer waits for, and killing it loses nothing: the segment stays, and another collector adopts
+it.
 
 Invariants:
 
@@ -22,34 +23,36 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from shmrec import capture, fence, ledger, naming, requests, store
+from shmrec import alarms, capture, fence, ledger, naming, requests, store
+from shmrec.alarms import Alarms
 from shmrec.capture import CaptureStopped, Order
-from shmrec.deaths import HOST, UNKNOWN
+from shmrec.deaths import HOST, UNKNOWN, Watched
 from shmrec.errors import SegmentError, ShmrecError
-from shmrec.layout import SegmentState, Status, Verb
-from shmrec.requests import Request
+from shmrec.incidents import REQUEST, Plan
+from shmrec.layout import SegmentState, Stacks, Status, Verb
+from shmrec.manifest import Stack
+from shmrec.ring import RingReader
 from shmrec.roster import Roster
 from shmrec.segment import Segment
+from shmrec.stack_area import Asking, take_stacks
 from shmrec.takeover import Settings
 from shmrec.wakeup import open_wakeup, remove_wakeup, wake
 
 __all__ = ["Collector"]
 
+Taken = dict[tuple[int, int], list[Stack]]
+
 _TICK_NS: Final = 1_000_000_000
 _SWEEP_NS: Final = 60_000_000_000
-_COALESCE_NS: Final = 50_000_000
-_STATUS_POLL_SECONDS: Final = 0.02
-_RETRY_NS: Final = 5_000_000_000
 _LAST_DEADLINE_NS: Final = 200_000_000
 _LAST_LOCK_SECONDS: Final = 0.2
 _UNUSED_SECONDS: Final = 60.0
 _FAILURES: Final = 20
 _FAILURE_SECONDS: Final = 0.2
-_ATTEMPTS: Final = 20
 
 
 def _prepare_for_many() -> None:
@@ -70,12 +73,16 @@ class Collector:
         self.stopping = False
         self.snapshots: list[Path] = []
         self.roster = Roster(segment)
+        self._readers = [
+            RingReader(segment.view, segment.words, segment.geometry, index)
+            for index in range(segment.geometry.producers)
+        ]
+        self._alarms = Alarms(segment, settings, self._readers, self._stacks_of)
         _prepare_for_many()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup = open_wakeup(segment, create=True)
         self._next_tick = time.monotonic_ns()
         self._next_sweep = self._next_tick + _SWEEP_NS
-        self._death_allowed = 0
         self._waker: threading.Thread | None = None
         self._failures = 0
 
@@ -108,12 +115,14 @@ class Collector:
         self._let_go()
 
     def handle_signals(self) -> None:
-        """Let SIGTERM and SIGINT stop the loop; from the main thread."""
+        """Let SIGTERM and SIGINT stop the loop, and others be triggers; from the main thread."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        handlers = self._alarms.handlers()
+        handlers.update(dict.fromkeys((signal.SIGTERM, signal.SIGINT), self.stop))
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         # Whoever launched us may have had them blocked.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
-        signal.signal(signal.SIGTERM, self.stop)
-        signal.signal(signal.SIGINT, self.stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
 
     def _forward_wakeups(self) -> None:
         while not self.stopping:
@@ -126,14 +135,10 @@ class Collector:
         poll.register(self._wake_read, select.POLLIN)
         for fd in self.roster.pidfds():
             poll.register(fd, select.POLLIN)
-        seconds = max(0.0, (self._next_tick - time.monotonic_ns()) / 1e9)
-        if any(death.cause is None for death in self.roster.deaths):
-            seconds = min(seconds, _STATUS_POLL_SECONDS)
-        elif self.roster.deaths:
-            first = min(death.noticed_ns for death in self.roster.deaths) + _COALESCE_NS
-            due = max(first, self._death_allowed)
-            seconds = min(seconds, max(0.0, (due - time.monotonic_ns()) / 1e9))
-        poll.poll(seconds * 1000)
+        now = time.monotonic_ns()
+        waits = [self._next_tick - now, self._alarms.wait_ns(self.roster.deaths, now)]
+        soonest = min(wait for wait in waits if wait is not None)
+        poll.poll(max(0.0, soonest / 1e6))
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):
                 pass
@@ -164,7 +169,9 @@ class Collector:
                 self._next_sweep = now + _SWEEP_NS
                 store.sweep(self.settings.directory)
         self._serve()
-        self._take_death_snapshot()
+        live = [watched.index for watched in self.roster.living()]
+        self._alarms.look_around(live, time.monotonic_ns())
+        self._take_what_is_due()
 
     def _deserted(self) -> bool:
         linger = self.settings.linger
@@ -175,36 +182,53 @@ class Collector:
 
     # Snapshots.
 
-    def _take_death_snapshot(self, *, last: bool = False) -> None:
-        now = time.monotonic_ns()
-        ready = [death for death in self.roster.deaths if death.cause is not None]
-        if not ready:
+    def _stacks_of(self, suspects: Iterable[int] = ()) -> Taken:
+        """The stacks of the producers in those rings, or of all where that was configured."""
+        everybody, wished = self.settings.stacks == "all", set(suspects)
+        return self._take_stacks(lambda watched: everybody or watched.index in wished)
+
+    def _stacks_for(self, asked: Iterable[requests.Request]) -> Taken:
+        """Those that people ask for."""
+        wishes = [request.argument for request in asked]
+        everybody = any(kind == Stacks.ALL for kind, _ in wishes)
+        pids = {pid for kind, pid in wishes if kind == Stacks.ONE}
+        return self._take_stacks(lambda watched: everybody or watched.pid in pids)
+
+    def _take_stacks(self, wanted: Callable[[Watched], bool]) -> Taken:
+        chosen = [watched for watched in self.roster.living() if wanted(watched)]
+        asking = [Asking(self._readers[each.index].entry(), each.pidfd) for each in chosen]
+        return take_stacks(self.segment, asking, stop=lambda: self.stopping)
+
+    def _take_what_is_due(self, *, last: bool = False) -> None:
+        plan = self._alarms.due(self.roster.deaths, last=last)
+        if plan is None:
             return
-        first = min(death.noticed_ns for death in ready)
-        waiting = len(ready) < len(self.roster.deaths) or now < first + _COALESCE_NS
-        if not last and (waiting or now < self._death_allowed):
-            return
-        more = f" and {len(ready) - 1} more" if len(ready) > 1 else ""
-        reason = f"death of {ready[0].describe()}{more}"
-        for death in ready:
+        for death in plan.deaths:
             self.settings.log(f"{death.describe()}")
-        self._death_allowed = time.monotonic_ns() + int(self.settings.death_interval * 1e9)
+        text, status = "", Status.DONE
         try:
-            self._snapshot(reason, "death", last=last)
+            if plan.trigger == "death":
+                plan.stacks.update(self._stacks_of())
+            if plan.refusal:
+                self.settings.log(f"no snapshot of {plan.reason}: {plan.refusal}")
+            else:
+                text = str(self._snapshot(plan, last=last))
         except CaptureStopped:
             return
         except ShmrecError as error:
-            self._death_allowed = max(self._death_allowed, time.monotonic_ns() + _RETRY_NS)
-            self.settings.log(f"no snapshot of {reason}: {error}")
-            return
-        self.roster.bury(ready)
+            self._alarms.failed(plan)
+            self.settings.log(f"no snapshot of {plan.reason}: {error}")
+            text, status = str(error), Status.FAILED
+        else:
+            self._alarms.done(plan)
+            self.roster.bury(plan.deaths)
+        for request in plan.requests:
+            requests.answer(self.segment, request, text, status)
 
     def _snapshot(
         self,
-        reason: str,
-        trigger: str,
+        plan: Plan,
         *,
-        asked: list[Request] | None = None,
         names: Callable[[], Iterator[str]] | None = None,
         last: bool = False,
     ) -> Path:
@@ -213,15 +237,17 @@ class Collector:
             self.segment,
             Order(
                 directory=self.settings.directory,
-                reason=reason,
-                trigger=trigger,
+                reason=plan.reason,
+                trigger=plan.trigger,
                 size=self.segment.word("keep_size"),
                 period_ns=self.segment.word("keep_period_ns"),
                 flushes=self.settings.flushes,
                 deadline_ns=min(deadline, _LAST_DEADLINE_NS) if last else deadline,
-                requests=[{"pid": ask.pid, "reason": ask.reason} for ask in asked or []],
+                requests=[{"pid": ask.pid, "reason": ask.reason} for ask in plan.requests],
                 causes=self.roster.causes(),
                 details=self.roster.details,
+                stacks=plan.stacks,
+                extra=self._alarms.facts(plan),
                 names=names,
                 stop=bool if last else lambda: self.stopping,
             ),
@@ -229,9 +255,9 @@ class Collector:
         self.segment.bump("snapshots")
         if names is None:
             self.snapshots.append(path)
-            if trigger == "death":
-                # Who asks for one is told its path; of a death nobody else speaks.
-                self.settings.log(f"snapshot ({reason}): {path}")
+            if plan.trigger != REQUEST:
+                # Who asks for one is told its path; of these nobody else speaks.
+                self.settings.log(f"snapshot ({plan.reason}): {path}")
             store.enforce_quota(
                 self.settings.directory,
                 count=self.settings.quota_count,
@@ -245,12 +271,19 @@ class Collector:
         kept = [request for request in waiting if request.verb == Verb.SNAPSHOT]
         handed = [request for request in waiting if request.verb == Verb.TRANSFER]
         for request in waiting:
+            if self._alarms.holds(request):
+                continue
             if request.verb == Verb.ENDED:
                 self.roster.watcher.told(*request.argument, request.reason or HOST)
                 requests.answer(self.segment, request, "")
             elif request.verb == Verb.STOP:
                 self.stopping = True
                 requests.answer(self.segment, request, "")
+            elif request.verb in alarms.VERBS:
+                now = time.monotonic_ns()
+                if request.verb == Verb.TIMEOUT:
+                    self.roster.watcher.timed_out(*request.argument, now)
+                self._alarms.serve(request, self.roster.watcher.watched.values(), now)
             elif request not in kept and request not in handed:
                 requests.answer(
                     self.segment, request, f"unknown request {request.verb}", Status.FAILED
@@ -258,23 +291,21 @@ class Collector:
         if kept:
             reason = kept[0].reason or "requested"
             more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
-            self._answer(kept, lambda: self._snapshot(reason + more, "request", asked=kept))
+            stacks = self._stacks_for(kept)
+            self._answer(Plan(REQUEST, reason + more, requests=kept, stacks=stacks))
         for request in handed:
             # One file each: its requester removes it as soon as it has it open.
-            self._answer(
-                [request],
-                lambda asked=request: self._snapshot(  # type: ignore[misc]
-                    asked.reason, "request", asked=[asked], names=store.hidden_names
-                ),
-            )
+            stacks = self._stacks_for([request])
+            plan = Plan(REQUEST, request.reason, requests=[request], stacks=stacks)
+            self._answer(plan, store.hidden_names)
 
-    def _answer(self, waiting: list[Request], make: Callable[[], Path]) -> None:
+    def _answer(self, plan: Plan, names: Callable[[], Iterator[str]] | None = None) -> None:
         try:
-            text, status = str(make()), Status.DONE
+            text, status = str(self._snapshot(plan, names=names)), Status.DONE
         except ShmrecError as error:
             text, status = str(error), Status.FAILED
             self.settings.log(f"no snapshot: {error}")
-        for request in waiting:
+        for request in plan.requests:
             requests.answer(self.segment, request, text, status)
 
     # The end.
@@ -288,7 +319,7 @@ class Collector:
         self.roster.look(time.monotonic_ns())
         for death in self.roster.deaths:
             death.cause = death.cause or UNKNOWN
-        self._take_death_snapshot(last=True)
+        self._take_what_is_due(last=True)
         segment = self.segment
         with contextlib.ExitStack() as held:
             # Without the lock, whoever attaches now learns at its first event that it is over.

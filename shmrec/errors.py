@@ -28,6 +28,7 @@ __all__ = [
     "SnapshotWriteError",
     "SpaceError",
     "SuppressedError",
+    "TriggerError",
     "UnfinishedSegmentError",
     "WrongOwnerError",
 ]
@@ -39,6 +40,10 @@ class ShmrecError(Exception):
 
 class RecordingNameError(ShmrecError, ValueError):
     """A recording's name is empty, too long, or holds a character that it may not."""
+
+
+class TriggerError(ShmrecError, ValueError):
+    """A text describes no trigger; the message says why, with an example of one that does."""
 
 
 class EngineError(ShmrecError):

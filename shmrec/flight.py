@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ from shmrec.layout import Stacks, Verb
 from shmrec.naming import check_name
 from shmrec.recorder import ENVIRONMENT, ENVIRONMENT_PATH, SNAPSHOT_SECONDS, Recorder
 from shmrec.segment import Segment, open_segment
+from shmrec.triggers import STACKS, check_texts
 from shmrec.wakeup import open_wakeup
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ class FlightRecorder:
     generation (about a second) may cross. `directory` is where snapshots go, by default the
     user's state directory. `path` puts the memory into a file instead of ``/dev/shm``. With
     `exceptions` false this process's hooks for unhandled exceptions stay as they are.
+    `triggers` are texts such as ``"slow_span request* 5s"``, see `shmrec.triggers`; `stacks` says
+    whose stacks are taken for a snapshot that nobody asked for: those of the "suspects", of
+    "all", or of "none". Raises `ValueError` for what it does not understand.
 
     Methods may be called from any thread of the process that called `start`.
     """
@@ -60,6 +65,8 @@ class FlightRecorder:
         max_producers: int = layout.DEFAULT_PRODUCERS,
         path: str | os.PathLike[str] | None = None,
         exceptions: bool = True,
+        triggers: Iterable[str] = (),
+        stacks: str = STACKS[0],
     ) -> None:
         self.name: Final = check_name(name) if name is not None else _default_name()
         self._directory = Path(directory) if directory is not None else None
@@ -68,6 +75,8 @@ class FlightRecorder:
         self.set_size(size)
         self.set_period(period)
         layout.Geometry.of(size, max_producers)
+        self._triggers = check_texts(triggers, stacks)
+        self._stacks = stacks
         self._producers = max_producers
         # Recursive: a signal handler may stop what its own thread is using.
         self._lock = threading.RLock()
@@ -118,6 +127,8 @@ class FlightRecorder:
                 producers=self._producers,
                 path=self._path,
                 linger=_LINGER_SECONDS,
+                triggers=self._triggers,
+                stacks=self._stacks,
             )
             self._collector = collector, process.start_ticks(collector)
             try:

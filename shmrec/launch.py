@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from shmrec import process
@@ -35,9 +36,12 @@ def start_collector(
     producers: int,
     path: str | None = None,
     linger: float | None = None,
+    triggers: Iterable[str] = (),
+    stacks: str = "suspects",
 ) -> int:
     """Start a detached collector for recording `name`; its pid once it serves.
 
+    `triggers` are texts as `triggers.parse` takes them, `stacks` one of `triggers.STACKS`.
     Raises `CollectorRunningError` if there is one already, else `CollectorError` with what
     the collector said.
     """
@@ -51,6 +55,9 @@ def start_collector(
         command += ["--path", path]
     if linger is not None:
         command += ["--linger", repr(linger)]
+    command += ["--stacks", stacks]
+    for text in triggers:
+        command += ["--trigger", text]
     read_end, write_end = os.pipe()
     try:
         starter = subprocess.Popen(

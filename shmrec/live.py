@@ -59,6 +59,8 @@ class Recording:
     detached: int = 0
     unknown: int = 0
     refused: int = 0
+    suppressed: dict[str, int] = field(default_factory=dict)
+    """Snapshots not taken because of limits, by trigger; none of those that are 0."""
     problem: str = ""
 
     @property
@@ -112,6 +114,7 @@ def look(segment: Segment) -> Recording:
         snapshots=segment.word("snapshots"),
         size=segment.geometry.segment_size,
         refused=segment.word("refused_full") + segment.word("refused_space"),
+        suppressed={kind: count for kind, count in segment.suppressed().items() if count},
     )
     heartbeat = segment.word("heartbeat_ns")
     if heartbeat and segment.field("boot_id") == process.boot_id():

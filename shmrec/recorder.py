@@ -203,6 +203,17 @@ class Recorder:
         """No other recorder's, in this process or another."""
         return os.getpid() << 64 | id(self)
 
+    def abandon(self) -> None:
+        """Record nothing more, but do not leave: the end of this process will count as a death.
+
+        For a host that ends a process in order although it is in trouble: what it was in the
+        middle of is kept as it is. May be called by a signal handler.
+        """
+        with self._lock:
+            if self._pid == os.getpid() and self._engine.bound:
+                self._engine.revive = None
+                self._engine.unbind()
+
     def detach(self) -> None:
         """Leave the recording in order; what was recorded stays until overwritten."""
         with self._lock:

@@ -150,6 +150,13 @@ class RingReader:
         fence.acquire()
         return writing, closed, newest
 
+    def mark(self) -> tuple[int, int]:
+        """Changes with every event: the newest batch's number, and its committed word."""
+        opening = self._words[self._opening]
+        if not 0 < opening < _IMPLAUSIBLE:
+            return 0, 0
+        return opening, self._words[self._slot(opening) // WORD + _COMMITTED]
+
     def entry(self) -> Entry:
         """A copy of the producer's entry."""
         view, at = self._view, self._entry

@@ -83,6 +83,11 @@ class Roster:
         pending = {death.watched.pidfd for death in self.deaths}
         return [fd for fd in self.watcher.pidfds() if fd not in pending]
 
+    def living(self) -> list[Watched]:
+        """Those who are there, as far as has been noticed."""
+        dying = {death.watched.index for death in self.deaths}
+        return [each for index, each in self.watcher.watched.items() if index not in dying]
+
     def causes(self) -> dict[tuple[int, int], Cause]:
         """Why those that ended did, by ring index and incarnation."""
         causes = {

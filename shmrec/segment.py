@@ -21,7 +21,7 @@ import os
 import stat as stat_module
 import time
 from _thread import RLock
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import posix_ipc
@@ -36,7 +36,7 @@ from shmrec.errors import (
     UnfinishedSegmentError,
     WrongOwnerError,
 )
-from shmrec.layout import CONTROL, Geometry, SegmentState
+from shmrec.layout import CONTROL, TRIGGERS, Geometry, SegmentState
 from shmrec.naming import DIRECTORY, check_name, remove, shm_name, shm_path
 
 __all__ = [
@@ -95,6 +95,18 @@ class Segment:
     def bump(self, name: str) -> None:
         """Add one to a counter, whatever somebody may have scribbled there."""
         self.set_word(name, (self.word(name) & PLAUSIBLE) + 1)
+
+    def suppressed(self) -> dict[str, int]:
+        """Snapshots not taken because of limits, by each of TRIGGERS."""
+        first = CONTROL.word("suppressed")
+        counts = self.words[first : first + len(TRIGGERS)]
+        return {kind: count & PLAUSIBLE for kind, count in zip(TRIGGERS, counts, strict=True)}
+
+    def set_suppressed(self, counts: Mapping[str, int]) -> None:
+        """Set them; only the collector may."""
+        first = CONTROL.word("suppressed")
+        for place, kind in enumerate(TRIGGERS, first):
+            self.words[place] = counts[kind]
 
     def field(self, name: str) -> bytes:
         """The bytes of one of the control block's fields."""

@@ -3,6 +3,9 @@
 Runs in the collector and in tools. A file appears under its final name whole or not at all:
 it is written unnamed (or under a hidden name where the file system has no ``O_TMPFILE``),
 synced, and linked without ever replacing a file; then the directory is synced.
+
+An incident is the snapshots of one recording that nobody asked for, with no gap of more than
+`INCIDENT_SECONDS`. The name of its first one says so, and the quota takes the others before it.
 """
 
 from __future__ import annotations
@@ -21,14 +24,26 @@ from typing import IO, Final
 
 from shmrec.durable import DurableFile
 from shmrec.errors import NoSuchSnapshotError, SnapshotWriteError, WrongOwnerError
+from shmrec.layout import TRIGGERS
 
-__all__ = ["Stored", "Unfinished", "default_directory", "enforce_quota", "listing", "newest"]
+__all__ = [
+    "Stored",
+    "Unfinished",
+    "default_directory",
+    "enforce_quota",
+    "last_of_incident",
+    "listing",
+    "newest",
+]
 
 SUFFIX: Final = ".shmrec"
 RAW_SUFFIX: Final = ".segment"
 HIDDEN_PREFIX: Final = ".shmrec-"
 DEATH: Final = "death"
 """What the reason of a death snapshot's file name starts with."""
+FIRST: Final = "first"
+"""What follows the reason in the name of an incident's first snapshot."""
+INCIDENT_SECONDS: Final = 600.0
 DEFAULT_COUNT: Final = 100
 DEFAULT_BYTES: Final = 1 << 30
 _REASON_LIMIT: Final = 48
@@ -36,6 +51,8 @@ _NAME: Final = re.compile(
     r"(?P<recording>.+)-(?P<time>\d{8}T\d{6}Z)-(?P<reason>[a-z0-9-]*)-(?P<n>\d+)"
     r"(?P<suffix>\.shmrec|\.segment)\Z"
 )
+_AUTOMATIC: Final = tuple(kind.replace("_", "-") for kind in TRIGGERS if kind != "request")
+"""What the reasons of snapshots that nobody asked for start with."""
 _TRANSFER: Final = re.compile(r"\.shmrec-[0-9a-f]{16}\.transfer\Z")
 _BLOCK: Final = 512
 _ABANDONED_SECONDS: Final = 600.0
@@ -43,7 +60,10 @@ _ABANDONED_SECONDS: Final = 600.0
 
 @dataclass(frozen=True)
 class Stored:
-    """A snapshot file by its name: `taken` in seconds since the epoch, `reason` a slug."""
+    """A snapshot file by its name: `taken` in seconds since the epoch, `reason` a slug.
+
+    `first`: of an incident.
+    """
 
     path: Path
     recording: str
@@ -51,11 +71,20 @@ class Stored:
     reason: str
     size: int
     modified_ns: int
+    first: bool = False
 
     @property
     def death(self) -> bool:
         """Whether it was taken because a producer died."""
-        return self.reason == DEATH or self.reason.startswith(f"{DEATH}-")
+        return self._starts_with(DEATH)
+
+    @property
+    def automatic(self) -> bool:
+        """Whether nobody asked for it, as far as its name tells."""
+        return self.first or any(map(self._starts_with, _AUTOMATIC))
+
+    def _starts_with(self, words: str) -> bool:
+        return self.reason == words or self.reason.startswith(f"{words}-")
 
 
 def default_directory() -> Path:
@@ -87,9 +116,15 @@ def prepare(directory: Path) -> None:
 
 
 def slug(reason: str) -> str:
-    """The reason as a part of a file name: lower case letters, digits and hyphens."""
+    """The reason as a part of a file name: lower case letters, digits and hyphens.
+
+    It never ends as the name of an incident's first snapshot does.
+    """
     words = re.sub(r"[^a-z0-9]+", "-", reason.lower()).strip("-")
-    return words[:_REASON_LIMIT].strip("-") or "snapshot"
+    words = words[:_REASON_LIMIT].strip("-")
+    while words.endswith(f"-{FIRST}"):
+        words = words.removesuffix(f"-{FIRST}")
+    return words or "snapshot"
 
 
 class Unfinished:
@@ -177,13 +212,17 @@ class Unfinished:
         os.close(self._folder)
 
 
-def file_names(recording: str, reason: str, wall_ns: int) -> Iterator[str]:
-    """``<recording>-<UTC time>-<reason>-<n>.shmrec`` for n = 1, 2, ..."""
+def file_names(recording: str, reason: str, wall_ns: int, *, first: bool = False) -> Iterator[str]:
+    """``<recording>-<UTC time>-<reason>-<n>.shmrec`` for n = 1, 2, ...
+
+    That of an incident's first snapshot has ``-first`` behind the reason.
+    """
     when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(wall_ns // 1_000_000_000))
+    mark = f"-{FIRST}" if first else ""
     n = 0
     while True:
         n += 1
-        yield f"{recording}-{when}-{slug(reason)}-{n}{SUFFIX}"
+        yield f"{recording}-{when}-{slug(reason)}{mark}-{n}{SUFFIX}"
 
 
 def hidden_names() -> Iterator[str]:
@@ -233,14 +272,16 @@ def listing(directory: Path, *, raw: bool = False) -> list[Stored]:
             taken = time.strptime(matched["time"], "%Y%m%dT%H%M%SZ")
         except (OSError, ValueError):
             continue
+        reason = matched["reason"]
         found.append(
             Stored(
                 Path(entry.path),
                 matched["recording"],
                 float(calendar.timegm(taken)),
-                matched["reason"],
+                reason.removesuffix(f"-{FIRST}"),
                 min(seen.st_size, seen.st_blocks * _BLOCK) if raw else seen.st_size,
                 seen.st_mtime_ns,
+                reason.endswith(f"-{FIRST}"),
             )
         )
     found.sort(key=lambda stored: (stored.modified_ns, stored.path.name), reverse=True)
@@ -258,6 +299,19 @@ def newest(directory: Path) -> Path:
     return found[0].path
 
 
+def last_of_incident(directory: Path, recording: str) -> float | None:
+    """When the recording's newest snapshot that nobody asked for was taken, by the names.
+
+    In seconds since the epoch; None if there is none.
+    """
+    taken = [
+        stored.taken
+        for stored in listing(directory)
+        if stored.recording == recording and stored.automatic
+    ]
+    return max(taken, default=None)
+
+
 def enforce_quota(
     directory: Path,
     *,
@@ -267,14 +321,16 @@ def enforce_quota(
 ) -> list[Path]:
     """Remove the oldest snapshots beyond `count` files or `size` bytes; say which.
 
-    The newest snapshot and the newest death snapshot always stay.
+    The first snapshots of incidents go when nothing else is left. The newest snapshot, the newest
+    death snapshot, and the first one of the newest incident always stay.
     """
     found = listing(directory, raw=True)
     protected = {stored.path for stored in found[:1]}
     protected |= {stored.path for stored in [s for s in found if s.death][:1]}
+    protected |= {stored.path for stored in [s for s in found if s.first][:1]}
     number, total = len(found), sum(stored.size for stored in found)
     removed = []
-    for stored in reversed(found):
+    for stored in sorted(found, key=lambda each: (each.first, each.modified_ns, each.path.name)):
         if number <= count and total <= size:
             break
         if stored.path in protected:

@@ -28,6 +28,7 @@ from shmrec.errors import (
 from shmrec.layout import Geometry, SegmentState
 from shmrec.ring import RingReader
 from shmrec.segment import Segment
+from shmrec.triggers import STACKS, Trigger
 from shmrec.wakeup import remove_wakeup
 
 __all__ = ["Settings", "establish", "log_to_stderr", "recover"]
@@ -54,6 +55,10 @@ class Settings:
     quota_count: int = store.DEFAULT_COUNT
     quota_bytes: int = store.DEFAULT_BYTES
     death_interval: float = 5.0
+    triggers: tuple[Trigger, ...] = ()
+    """Besides those that there always are."""
+    stacks: str = STACKS[0]
+    """One of `triggers.STACKS`."""
     log: Callable[[str], None] = lambda message: None
 
 

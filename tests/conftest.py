@@ -48,7 +48,9 @@ ONCE = {
     "test_generation",
     "test_gunicorn_words",
     "test_kills",
+    "test_incidents",
     "test_layers",
+    "test_lookout",
     "test_native",
     "test_native_leaks",
     "test_native_memory",
@@ -58,6 +60,7 @@ ONCE = {
     "test_stack_text",
     "test_stillness",
     "test_store",
+    "test_triggers",
     "test_twins",
     "test_verdict",
 }

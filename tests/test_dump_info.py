@@ -210,6 +210,13 @@ def test_file_defaults_to_the_newest_in_the_directory(
     assert json.loads(shown)["file"] == str(path)
 
 
+def test_what_fired_by_itself_is_not_said_to_be_a_request(tmp_path: Path) -> None:
+    fired = header(trigger="slow_span", reason="slow span x of pid 7", suspects=[0], first=True)
+    assert report(tmp_path, fired, (producer(), inside())).startswith("Slow span x of pid 7\n")
+    told = dump_json("info", tmp_path / "x.shmrec")
+    assert (told["trigger"], told["suspects"], told["first"]) == ("slow_span", [0], True)
+
+
 def test_who_asked_and_why(tmp_path: Path) -> None:
     asked = [{"pid": 7, "reason": "slow"}, {"pid": 8, "reason": "mine"}]
     shown = report(tmp_path, header(requests=asked), (producer(), inside()))

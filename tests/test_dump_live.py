@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from shmrec import live, process
+from shmrec import live, process, store
+from shmrec.layout import TRIGGERS
 from shmrec.segment import open_segment
 from shmrec.snapshot_file import read
 from shmrec.wakeup import remove_wakeup
@@ -87,6 +88,26 @@ def test_list(scene: Scene) -> None:
     text = dump("--dir", scene.directory).stdout
     assert re.search(rf"{scene.name} +open +pid {found['collector']} +4 live, 1 detached", text)
     assert text.index(Path(second).name) < text.index(Path(first).name)
+
+
+def test_list_says_what_limits_suppressed_and_which_snapshots_come_first(scene: Scene) -> None:
+    assert listed(scene)["suppressed"] == {}
+    kinds = dict.fromkeys(TRIGGERS, 0) | {"death": 1234, "log": 2}
+    with open_segment(scene.name) as segment:
+        segment.set_suppressed(kinds)
+    assert listed(scene)["suppressed"] == {"death": 1234, "log": 2}
+    for first in (True, False):
+        names = store.file_names(scene.name, "stall of pid 7", 0, first=first)
+        (scene.directory / next(names)).touch()
+    found = dump_json("list", "--dir", scene.directory)["snapshots"]
+    assert {each["first"] for each in found if "-first-" in each["file"]} == {True}
+    assert {each["first"] for each in found if "-first-" not in each["file"]} == {False}
+    text = dump("list", "--dir", scene.directory).stdout
+    assert f"{scene.name}: snapshots not taken because of limits: 1,234 of death, 2 of log" in text
+    [marked] = [line for line in text.splitlines() if "-first-1.shmrec" in line]
+    [other] = [line for line in text.splitlines() if "-7-1.shmrec" in line]
+    assert re.search(r"stall-of-pid-7 +first +", marked)
+    assert not re.search(r"stall-of-pid-7 +first +", other)
 
 
 def test_list_says_when_the_collector_is_gone(scene: Scene) -> None:

@@ -16,8 +16,17 @@ from shmrec.errors import NoSuchSnapshotError, SnapshotWriteError, WrongOwnerErr
 WALL = 1_700_000_000_000_000_000
 
 
-def put(directory: Path, reason: str, age: int, size: int = 10) -> Path:
-    path = directory / next(store.file_names("web", reason, WALL - age * 1_000_000_000))
+def put(
+    directory: Path,
+    reason: str,
+    age: int,
+    size: int = 10,
+    *,
+    first: bool = False,
+    name: str = "web",
+) -> Path:
+    names = store.file_names(name, reason, WALL - age * 1_000_000_000, first=first)
+    path = directory / next(names)
     path.write_bytes(b"x" * size)
     os.utime(path, ns=(WALL - age * 1_000_000_000,) * 2)
     return path
@@ -43,6 +52,10 @@ def test_names_say_recording_time_reason_and_number() -> None:
         ("\x1b[31m", "31m"),
         ("Ünï", "n"),
         ("a" * 99, "a" * 48),
+        ("the first", "the"),
+        ("First", "first"),
+        ("first, first!", "first"),
+        ("a" * 42 + " first and more", "a" * 42),
     ],
 )
 def test_a_reason_becomes_a_harmless_part_of_a_name(reason: str, slug: str) -> None:
@@ -55,6 +68,28 @@ def test_what_is_written_is_listed(tmp_path: Path, recording: str) -> None:
     [found] = store.listing(tmp_path)
     assert (found.path, found.recording, found.reason) == (path, recording, "death-of-pid-1")
     assert (found.taken, found.size, found.death) == (WALL / 1e9, 7, True)
+
+
+def test_an_incidents_first_snapshot_is_known_by_its_name(tmp_path: Path) -> None:
+    marked = write(tmp_path, next(store.file_names("web", "death of pid 1", WALL, first=True)))
+    assert marked.name == "web-20231114T221320Z-death-of-pid-1-first-1.shmrec"
+    [found] = store.listing(tmp_path)
+    assert (found.reason, found.first, found.death) == ("death-of-pid-1", True, True)
+    marked.unlink()
+    write(tmp_path, next(store.file_names("web", "first", WALL)))
+    [found] = store.listing(tmp_path)
+    assert (found.reason, found.first) == ("first", False)
+
+
+def test_when_an_incidents_last_snapshot_was_taken(tmp_path: Path) -> None:
+    assert store.last_of_incident(tmp_path / "none", "web") is None
+    put(tmp_path, "requested", 1)
+    put(tmp_path, "stalled, I think", 2)
+    put(tmp_path, "stall of pid 7", 3, name="other")
+    assert store.last_of_incident(tmp_path, "web") is None
+    put(tmp_path, "slow_span x of pid 7", 40)
+    put(tmp_path, "anything", 50, first=True)
+    assert store.last_of_incident(tmp_path, "web") == WALL / 1e9 - 40
 
 
 def test_the_default_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +180,20 @@ def test_the_quota_spares_the_newest_and_the_newest_death(tmp_path: Path) -> Non
     newest = put(tmp_path, "request", 1)
     assert store.enforce_quota(tmp_path, count=1, size=0) == [old_death, middle]
     assert {stored.path for stored in store.listing(tmp_path)} == {death, newest}
+
+
+def test_the_quota_takes_the_first_ones_of_incidents_last(tmp_path: Path) -> None:
+    ancient = put(tmp_path, "death of pid 1", 9, first=True)
+    follower = put(tmp_path, "death of pid 2", 8)
+    old = put(tmp_path, "stall of pid 3", 7, first=True)
+    death = put(tmp_path, "death of pid 3", 6)
+    current = put(tmp_path, "stall of pid 4", 5, first=True)
+    asked = put(tmp_path, "asked", 4)
+    newest = put(tmp_path, "asked", 1)
+    assert store.enforce_quota(tmp_path, count=5, size=1000) == [follower, asked]
+    assert store.enforce_quota(tmp_path, count=4, size=1000) == [ancient]
+    assert store.enforce_quota(tmp_path, count=1, size=0) == [old]
+    assert {stored.path for stored in store.listing(tmp_path)} == {death, current, newest}
 
 
 def test_the_quota_counts_only_what_is_ours(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from typing import Final
 
 import click
 
-from shmrec import layout, store
+from shmrec import layout, store, triggers
 from shmrec._version import __version__
 from shmrec.collector import Collector
 from shmrec.commands.terminal import run
 from shmrec.deaths import PARENT
-from shmrec.errors import CollectorRunningError, ShmrecError
+from shmrec.errors import CollectorRunningError, ShmrecError, TriggerError
 from shmrec.launch import READY, RUNNING
 from shmrec.naming import check_name
 from shmrec.recorder import ENVIRONMENT, ENVIRONMENT_PATH
@@ -36,7 +36,20 @@ Examples:
   shmrec-collect web                     serve recording "web" until SIGTERM
   shmrec-collect web --dir /var/tmp/fr   keep the snapshots there
   shmrec-collect job -- python job.py    record one command and its children
+  shmrec-collect web --trigger 'slow_span request* 5s window=2s'
 
+\b
+Triggers, besides deaths and requests:
+  slow_span [PATTERN] TIME               a span open for longer, also of a hung process
+  stall [PATTERN] TIME                   no event for so long inside of a span
+  stall TIME heartbeat=NAME              no such instant or counter any more
+  counter PATTERN > NUMBER               or >=, <, <=
+  exception, log, timeout, death         as they come; name them to set their limits
+  signal USR1                            without a COMMAND; USR1 is there if none is named
+Each takes window=TIME, to go on recording before the snapshot, and the limits interval=TIME
+(30s) and daily=NUMBER (50) in 24 hours. What they suppress, `shmrec-dump list` shows.
+
+\b
 Processes join with shmrec.attach("web"), or shmrec.attach() where SHMREC_RECORDING
 names the recording, as it does for COMMAND. Exit status: that of COMMAND (128 + n for
 signal n); without one 0, 1 if the recording could not be served, 2 for wrong usage.
@@ -113,6 +126,20 @@ def _to_bytes(value: str) -> int:
     help="Bytes of snapshots to keep.",
 )
 @click.option(
+    "--trigger",
+    "texts",
+    multiple=True,
+    metavar="TEXT",
+    help="What else causes a snapshot, see below; may be given several times.",
+)
+@click.option(
+    "--stacks",
+    type=click.Choice(triggers.STACKS),
+    default=triggers.STACKS[0],
+    show_default=True,
+    help="Whose stacks are taken for a snapshot that nobody asked for.",
+)
+@click.option(
     "--linger",
     type=click.FloatRange(0),
     help="End that many seconds after the last producer has gone.",
@@ -132,6 +159,8 @@ def collect(
     deadline: float,
     quota_count: int,
     quota_bytes: int,
+    texts: tuple[str, ...],
+    stacks: str,
     linger: float | None,
     detach: bool,
     ready_fd: int | None,
@@ -141,6 +170,12 @@ def collect(
     Creates the recording, or adopts it if its collector was killed, and serves it until
     SIGTERM or SIGINT. With a COMMAND, runs it under the recording until it ends.
     """
+    try:
+        wanted = triggers.parse_all(texts)
+    except TriggerError as error:
+        raise click.UsageError(str(error)) from None
+    if command and any(trigger.kind == "signal" for trigger in wanted):
+        raise click.UsageError("with a COMMAND signals are passed on to it: none is a trigger")
     settings = Settings(
         name=name,
         directory=(directory or store.default_directory()).absolute(),
@@ -153,6 +188,8 @@ def collect(
         linger=linger,
         quota_count=quota_count,
         quota_bytes=quota_bytes,
+        triggers=wanted,
+        stacks=stacks,
         log=log_to_stderr,
     )
     if size > layout.MAXIMUM_RING_SIZE:

@@ -173,7 +173,7 @@ def snapshot_object(snapshot: Snapshot, analysis: Analysis) -> dict[str, Any]:
         "damage": snapshot.damage,
         "notes": header.notes,
         "suspects": header.suspects,
-        "triggered_ns": header.triggered_ns,
+        "triggered_ns": header.triggered_ns or None,
         "first": header.first,
         "suppressed": header.suppressed,
         "analysis": analysis_object(analysis),
@@ -196,6 +196,7 @@ def recording_object(recording: Recording) -> dict[str, Any]:
         "generation": recording.generation,
         "snapshots": recording.snapshots,
         "refused": recording.refused,
+        "suppressed": recording.suppressed,
         "size": recording.size,
         "problem": recording.problem or None,
     }
@@ -209,6 +210,7 @@ def stored_object(stored: Stored) -> dict[str, Any]:
         "taken_at": wall(int(stored.taken) * 1_000_000_000),
         "reason": stored.reason,
         "death": stored.death,
+        "first": stored.first,
         "size": stored.size,
     }
 

@@ -40,6 +40,7 @@ from shmrec.integrations.gunicorn_chain import add
 from shmrec.integrations.gunicorn_deaths import DeathFilter
 from shmrec.integrations.gunicorn_master import MasterRecording, Settings
 from shmrec.integrations.gunicorn_requests import RequestSpans, check_fields
+from shmrec.triggers import STACKS, check_texts
 
 __all__ = ["install"]
 
@@ -50,6 +51,8 @@ _filter: DeathFilter | None = None
 _fields: tuple[str, ...] = ()
 _spans: RequestSpans | None = None
 _warned = False
+_timeout = 0.0
+"""Seconds that the service gives its workers."""
 
 
 # In the master.
@@ -57,7 +60,8 @@ _warned = False
 
 def on_starting(server: Any) -> None:
     """Start the recording, or join it after USR2."""
-    global _filter
+    global _filter, _timeout
+    _timeout = server.cfg.timeout
     if _recording.kept:
         return
     try:
@@ -121,7 +125,7 @@ def _worker_timed_out(pid: int) -> None:
     if _recording.recorder is not None:
         _recording.recorder.instant("worker timeout", pid=pid)
     # The master logs this before it kills: the request is still open in the snapshot.
-    _recording.snapshot(f"timeout of worker pid {pid}")
+    _recording.timed_out(pid, _timeout)
 
 
 # In the processes that it forks.
@@ -158,6 +162,16 @@ def _watch_loop(worker: Any) -> None:
         asyncio.install(worker.loop, recorder=_recording.recorder)
     except Exception as error:
         _warn(worker.log, f"its event loop's failures are not recorded: {error!r}")
+
+
+def worker_abort(worker: Any) -> None:
+    """gunicorn ends the worker because it does not answer: at SIGABRT, before it exits.
+
+    Its requests would be ended on the way out, and it would leave in order.
+    """
+    recorder = _recording.recorder
+    if recorder is not None:
+        recorder.abandon()
 
 
 def on_dirty_starting(arbiter: Any) -> None:
@@ -221,6 +235,8 @@ def install(
     path: str | os.PathLike[str] | None = None,
     fields: Iterable[str] = (),
     linger: float = 5.0,
+    triggers: Iterable[str] = (),
+    stacks: str = STACKS[0],
 ) -> None:
     """Add the hooks to a configuration's `globals()`, before or after its own ones.
 
@@ -229,14 +245,20 @@ def install(
     how many processes there may be at once, by default as many as the workers need; `path`
     keeps the memory in a file. `fields` are recorded of each request besides method and path:
     ``query``, ``remote_addr``, ``scheme``, ``header:NAME``. The collector ends `linger`
-    seconds after the last process. On a reload `fields` apply to the new workers; the rest
-    applies at the next start. Raises `ValueError` for a field that it does not know.
+    seconds after the last process. `triggers` are what else causes a snapshot, texts such as
+    ``"slow_span request 5s"`` (see `shmrec.triggers`); `stacks` says whose stacks are taken for a
+    snapshot that nobody asked for: those of the "suspects", of "all", or of "none". On a reload
+    `fields` apply to the new workers; the rest applies at the next start. Raises `ValueError` for
+    a field or a trigger that it does not know.
     """
     global _fields
     from gunicorn.config import KNOWN_SETTINGS
 
     _fields = check_fields(fields)
-    _recording.settings = Settings(recording, directory, size, period, producers, path, linger)
+    texts = check_texts(triggers, stacks)
+    _recording.settings = Settings(
+        recording, directory, size, period, producers, path, linger, texts, stacks
+    )
     validators = {setting.name: setting.validator for setting in KNOWN_SETTINGS}
     for name, ours in _HOOKS.items():
         validator = validators.get(name)
@@ -253,6 +275,7 @@ _HOOKS: Final[dict[str, Callable[..., None]]] = {
         pre_fork,
         post_fork,
         post_worker_init,
+        worker_abort,
         on_dirty_starting,
         dirty_worker_init,
         pre_request,

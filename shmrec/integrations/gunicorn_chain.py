@@ -14,6 +14,7 @@ from typing import Any, Final
 __all__ = ["add"]
 
 _MARK: Final = "_shmrec_hook"
+_LAST: Final = ("on_exit", "worker_abort")
 _TWO_ARGUMENTS: Final = ("pre_fork", "post_fork", "pre_request")
 
 Hook = Callable[..., Any]
@@ -54,13 +55,13 @@ def _chained(name: str, ours: Hook, theirs: Hook) -> Hook:
                 ours(worker, req, environ, resp, error=error)
 
         return request_over
-    if name == "on_exit":
+    if name in _LAST:
 
-        def over(server: Any) -> None:
+        def over(ending: Any) -> None:
             try:
-                theirs(server)
+                theirs(ending)
             finally:
-                ours(server)
+                ours(ending)
 
         return over
     if name not in _TWO_ARGUMENTS:

@@ -23,7 +23,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from shmrec import layout, process, recorder, requests
-from shmrec.errors import CollectorError, CollectorRunningError, NoSuchRecordingError, ShmrecError
+from shmrec.errors import (
+    CollectorError,
+    CollectorRunningError,
+    NoSuchRecordingError,
+    ShmrecError,
+    SuppressedError,
+)
 from shmrec.integrations.gunicorn_names import LABEL, choose, masters, others, parent, service_name
 from shmrec.launch import start_collector, stop_collector
 from shmrec.layout import SegmentState, Verb
@@ -57,6 +63,8 @@ class Settings:
     producers: int | None = None
     path: str | os.PathLike[str] | None = None
     linger: float = 5.0
+    triggers: tuple[str, ...] = ()
+    stacks: str = "suspects"
 
 
 class MasterRecording:
@@ -75,7 +83,7 @@ class MasterRecording:
         self._producers = layout.DEFAULT_PRODUCERS
         self._retry_at = 0.0
         self._snapshot_at = float("-inf")
-        self._word: deque[tuple[int, int]] = deque()
+        self._word: deque[tuple[int, tuple[int, int]]] = deque()
         self._busy = False
 
     @property
@@ -134,6 +142,8 @@ class MasterRecording:
             producers=self._producers,
             path=self._path,
             linger=self.settings.linger,
+            triggers=self.settings.triggers,
+            stacks=self.settings.stacks,
         )
         self._collector = pid, process.start_ticks(pid)
 
@@ -178,15 +188,15 @@ class MasterRecording:
     def tell(self, pid: int, status: int) -> None:
         """Pass on how a worker ended; at any moment, signal handlers included."""
         if self.kept:
-            self._word.append((pid, status))
+            self._word.append((Verb.ENDED, (pid, status)))
             self._pass_on()
 
     def _pass_on(self) -> None:
         while self._word and not self._busy and self._segment is not None:
             self._busy = True
             try:
-                word = self._word.popleft()
-                requests.tell(self._segment, self._wakeup, Verb.ENDED, reason=SOURCE, argument=word)
+                verb, word = self._word.popleft()
+                requests.tell(self._segment, self._wakeup, verb, reason=SOURCE, argument=word)
             finally:
                 self._busy = False
 
@@ -200,24 +210,24 @@ class MasterRecording:
             self._busy = outer
             self._pass_on()
 
-    def snapshot(self, reason: str) -> None:
-        """Have a snapshot taken and wait for it, but not long and not often.
+    def timed_out(self, pid: int, seconds: float) -> None:
+        """Pass on that a worker did not answer for so long, and wait for a snapshot, but not long.
 
-        Raises `CollectorError`. Workers that are in trouble together are all in one snapshot.
+        Not often either: workers that are in trouble together are in one snapshot, and of the
+        others the collector is told all the same. Raises `CollectorError`.
         """
+        word = pid, int(seconds * 1000)
         now = time.monotonic()
-        if self._segment is None or not self.kept or self._busy:
+        if self._segment is None or not self.kept:
             return
-        if now < self._snapshot_at + _SNAPSHOT_INTERVAL:
+        if self._busy or now < self._snapshot_at + _SNAPSHOT_INTERVAL:
+            self._word.append((Verb.TIMEOUT, word))
+            self._pass_on()
             return
         self._snapshot_at = now
-        with self._alone():
+        with self._alone(), contextlib.suppress(SuppressedError):
             requests.ask(
-                self._segment,
-                self._wakeup,
-                Verb.SNAPSHOT,
-                reason=reason,
-                timeout=_SNAPSHOT_SECONDS,
+                self._segment, self._wakeup, Verb.TIMEOUT, argument=word, timeout=_SNAPSHOT_SECONDS
             )
 
     def stop(self) -> None:

@@ -75,7 +75,9 @@ def test_a_timeout_is_caught_while_the_request_is_open(start: Start) -> None:
     path = service.enter("stuck")
     victim = service.inside()
     found = service.snapshot("timeout")
-    assert found.header.reason == f"timeout of worker pid {victim}"
+    assert found.header.reason == f"timeout of gunicorn worker pid {victim} after 1 s"
+    assert found.header.trigger == "timeout"
+    assert found.header.suspects == [by_pid(found, victim).index]
     assert paths_in(by_pid(found, victim)) == [path]
     timeouts = [event for event in found if event.name == "worker timeout"]
     assert [(event.label, event.args) for event in timeouts] == [(MASTER, {"pid": victim})]

@@ -11,6 +11,7 @@ import pytest
 
 from shmrec import requests
 from shmrec.integrations import gunicorn as hooks
+from shmrec.integrations import gunicorn_master
 from shmrec.integrations.gunicorn_chain import add
 from shmrec.integrations.gunicorn_deaths import DeathFilter, status_in, timeout_in
 from shmrec.integrations.gunicorn_master import MasterRecording
@@ -115,6 +116,27 @@ def test_a_chain_is_made_once() -> None:
     assert namespace["on_starting"] is ours
 
 
+def test_triggers_are_passed_on_to_the_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gunicorn.config")
+    monkeypatch.setattr(hooks._recording, "settings", hooks._recording.settings)
+    hooks.install({}, triggers=iter(["stall 5s", "log"]), stacks="all")
+    settings = hooks._recording.settings
+    assert (settings.triggers, settings.stacks) == (("stall 5s", "log"), "all")
+    given: dict[str, Any] = {}
+
+    def start(name: str, **options: Any) -> int:
+        given.update(options)
+        return os.getpid()
+
+    monkeypatch.setattr(gunicorn_master, "start_collector", start)
+    master = MasterRecording()
+    master.settings = settings
+    master._start_collector("x")
+    assert (given["triggers"], given["stacks"]) == (("stall 5s", "log"), "all")
+    with pytest.raises(ValueError, match="is no time"):
+        hooks.install({}, triggers=["stall soon"])
+
+
 def test_word_that_comes_at_a_bad_moment_is_passed_on_later(recording_name: str) -> None:
     geometry = Geometry.of(1 << 16, 2)
     with create(recording_name, geometry, keep_size=1, keep_period_ns=1) as segment:
@@ -124,7 +146,10 @@ def test_word_that_comes_at_a_bad_moment_is_passed_on_later(recording_name: str)
             # As from a handler of SIGCHLD, while a request of the master's own is being made.
             master.tell(41, signal.SIGKILL)
             assert not requests.pending(segment)
-        (word,) = requests.pending(segment)
-        assert (word.verb, word.argument) == (Verb.ENDED, (41, signal.SIGKILL))
-        assert word.reason == "gunicorn's log"
+            master.timed_out(42, 1.5)
+            assert not requests.pending(segment)
+        ended, timed_out = requests.pending(segment)
+        assert (ended.verb, ended.argument) == (Verb.ENDED, (41, signal.SIGKILL))
+        assert ended.reason == "gunicorn's log"
+        assert (timed_out.verb, timed_out.argument) == (Verb.TIMEOUT, (42, 1500))
     end_recording(recording_name)

@@ -21,7 +21,8 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _EPILOG: Final = f"""\b
 Without --older-than and --keep, snapshots older than {_DAYS:.0f} days are old. With both, one must
-be both older and not among those kept. The newest death snapshot always stays.
+be both older and not among those kept. The newest death snapshot and the
+first one of the newest incident always stay.
 
 \b
 Examples:
@@ -98,12 +99,15 @@ def _old(
     """Which snapshots may go; `stored` has the newest first."""
     if older_than is None and keep is None:
         older_than = _DAYS * _UNITS["d"]
-    evidence = next((each for each in stored if each.death), None)
+    evidence = [
+        next((each for each in stored if each.death), None),
+        next((each for each in stored if each.first), None),
+    ]
     now = time.time()
     return [
         each
         for place, each in enumerate(stored)
-        if each is not evidence
+        if each not in evidence
         and (keep is None or place >= keep)
         and (older_than is None or now - each.taken > older_than)
     ]

@@ -28,6 +28,10 @@ States of a recording:
   unreadable  of another user or version, or damaged
 
 \b
+Snapshots that nobody asked for make an incident, until none comes for ten minutes. Its first
+one is marked, and the quota removes all others before it.
+
+\b
 Examples:
   shmrec-dump list
   shmrec-dump list --json | jq '.snapshots[0].file'
@@ -81,6 +85,13 @@ def _recordings(screen: Screen, recordings: list[live.Recording]) -> None:
     headings = ("name", "state", "collector", "processes", "heartbeat>", "generation>")
     screen.table(headings, rows, indent=2)
     for each in recordings:
+        if each.suppressed:
+            counts = (f"{count:,} of {kind}" for kind, count in each.suppressed.items())
+            screen.line(
+                (f"{safe(each.name)}: snapshots not taken because of limits: ", "warn"),
+                ", ".join(counts),
+                indent=2,
+            )
         if each.problem:
             screen.line((safe(each.problem), "warn"), indent=2)
         elif each.state == live.OPEN and each.collector is None:
@@ -116,9 +127,10 @@ def _snapshots(screen: Screen, directory: Path, stored: list[store.Stored]) -> N
                 f"{age(ago)} ago",
                 (safe(each.recording), "name"),
                 (safe(each.reason).replace("-", " "), "bad" if each.death else ""),
+                ("first", "strong") if each.first else "",
                 size(each.size),
                 safe(each.path.name),
             ]
         )
-    headings = ("when, UTC", "", "recording", "reason", "size>", "file|")
+    headings = ("when, UTC", "", "recording", "reason", "incident", "size>", "file|")
     screen.table(headings, rows, indent=2)
