@@ -353,10 +353,11 @@ def _count(producer: Producer, heads: Sequence[Head], copies: Sequence[Batch | B
 
 def _producer(entry: Entry, order: Order, evidence: Mapping[int, str]) -> Producer:
     cause = order.causes.get((entry.index, entry.incarnation))
+    details = order.details(entry)
     shown = evidence.get(entry.index, str(Evidence.COLD))
     if entry.state == EntryState.DETACHED:
         state = "detached"
-    elif cause is not None and cause.exit_code == 0:
+    elif cause is not None and cause.exit_code == 0 and not details.get("host"):
         state = "exited"
     elif cause is not None or not process.alive(entry.pid, entry.start_ticks):
         state = "dead"
@@ -382,5 +383,5 @@ def _producer(entry: Entry, order: Order, evidence: Mapping[int, str]) -> Produc
         losses=entry.losses,
         cause=cause,
         stack_flags=entry.stacks,
-        **order.details(entry),
+        **details,
     )

@@ -206,7 +206,8 @@ class Roster:
             known = self._known.get(death.watched.index)
             if known is not None and known.watched is death.watched:
                 known.cause = death.cause
-            if death.cause is not None and death.cause.exit_code == 0:
+            given_up = death.watched.timeout is not None
+            if death.cause is not None and death.cause.exit_code == 0 and not given_up:
                 # It left by os._exit(0): in order, but for saying so.
                 self.bury([death])
 

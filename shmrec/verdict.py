@@ -140,22 +140,33 @@ def _memory(found: Finding) -> tuple[bool, list[str]]:
     if kills is None:
         said = "the cgroup's count of kills for want of memory could not be read"
         return False, [said, *([f"it had {had}"] if had else [])]
+    machine = memory.get("whole_machine") is True
+    whose = "machine" if machine else "cgroup"
     if not kills:
-        said = f"not for want of memory: the cgroup's count of kills stayed{source}"
+        said = f"not for want of memory: the {whose}'s count of kills stayed{source}"
         return False, [f"{said}; it had {had}" if had else said]
+    window = number_of(memory, "window_ns")
+    when = f"in the {age(window)} before its end was noticed" if window else "in its time"
     evidence = [
-        f"the kernel killed {_processes(kills)} for want of memory in its cgroup "
-        f"since it was first seen{source}"
+        f"the kernel killed {_processes(kills)} for want of memory in its {whose} {when}{source}"
     ]
     if had:
         evidence.append(f"it had {had}")
+    peak = number_of(memory, "peak")
+    if peak:
+        # What it took between two samples shows here.
+        limit = number_of(memory, "limit")
+        allowed = f" of {size(limit)} allowed" if limit else ""
+        evidence.append(f"all processes of the cgroup had {size(peak)}{allowed} at most")
     if others >= kills:
         evidence.append(
             f"but {counted(others, 'other process').replace('processs', 'processes')} died of "
             "SIGKILL in that cgroup meanwhile: which of them the kernel killed is not known"
         )
         return False, evidence
-    return True, evidence
+    if machine:
+        evidence.append("that is of all processes of the machine: it need not have been this one")
+    return not machine, evidence
 
 
 def _processes(number: int) -> str:
@@ -233,15 +244,16 @@ def _struck_at(found: Finding) -> str:
 
 
 def _by_code(found: Finding, code: int) -> Verdict:
-    if code == 0:
-        return Verdict("in order", "It ended in order, with exit code 0.")
     word = _host_word(found)
-    if code == 1 and word:
-        # gunicorn's SIGABRT has a handler, which exits with 1.
-        verdict = _host_timeout(found, "exit code 1")
+    if code <= 1 and word and found.producer.state == "dead":
+        # gunicorn's SIGABRT has a handler, which exits with 1; its sync workers go on from there
+        # to their own end, with 0.
+        verdict = _host_timeout(found, f"exit code {code}")
         if found.fatal:
             verdict.evidence.append(f"faulthandler wrote its stacks at {safe(found.fatal)!r}")
         return verdict
+    if code == 0:
+        return Verdict("in order", "It ended in order, with exit code 0.")
     evidence = [word] if word else []
     event = next((each for each in reversed(found.unhandled) if _whose(each) == "main"), None)
     if event is not None:

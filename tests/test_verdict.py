@@ -40,7 +40,14 @@ def code(number: int) -> Cause:
 
 
 def memory(kills: int, others: int = 0) -> dict[str, Any]:
-    return {"limit": 512 * MIB, "kills": kills, "others": others, "source": "/x/memory.events"}
+    return {
+        "limit": 512 * MIB,
+        "kills": kills,
+        "others": others,
+        "source": "/x/memory.events",
+        "window_ns": 2_500_000_000,
+        "peak": 512 * MIB,
+    }
 
 
 def verdict(path: Path, batches: list[Batch] | None = None, **fields: Any) -> Verdict:
@@ -61,11 +68,29 @@ def test_out_of_memory(tmp_path: Path) -> None:
     assert found.text == "Out of memory: the kernel killed it."
     assert found.evidence == [
         "signal 9 (SIGKILL), known from kernel (pidfd)",
-        "the kernel killed 1 process for want of memory in its cgroup since it was first seen "
-        "(/x/memory.events)",
+        "the kernel killed 1 process for want of memory in its cgroup in the 2.5 s before "
+        "its end was noticed (/x/memory.events)",
         "it had 500.0 MiB resident of 512.0 MiB allowed, 1.0 s before its end, 510.0 MiB at most; "
         "it grew by 300.0 MiB in 20.0 s",
+        "all processes of the cgroup had 512.0 MiB of 512.0 MiB allowed at most",
     ]
+
+
+def test_a_kill_somewhere_on_the_machine_need_not_be_this_one(tmp_path: Path) -> None:
+    found = verdict(tmp_path, cause=KILL, memory=memory(1) | {"whole_machine": True})
+    assert found.kind == "killed"
+    assert "it need not have been this one" in said(found)
+    none = verdict(tmp_path, cause=KILL, memory=memory(0) | {"whole_machine": True})
+    assert "not for want of memory: the machine's count of kills stayed" in said(none)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_host_that_gave_up_on_it_ended_it(tmp_path: Path, code: int) -> None:
+    cause = Cause(f"exit code {code}", "kernel (pidfd)", exit_code=code)
+    host = {"timeout_ms": 1500, "told_ns": 0}
+    found = verdict(tmp_path, cause=cause, host=host)
+    assert found.kind == "host timeout"
+    assert f"(exit code {code}) after 1.5 s" in found.text
 
 
 def test_out_of_memory_is_not_certain_where_others_died_as_well(tmp_path: Path) -> None:

@@ -33,17 +33,10 @@ _NAMED: Final = 4
 _MAIN: Final = "MainThread"
 _ORDER: Final = {"dead": 1, "stalled": 2, "running": 3, "exited": 4, "detached": 5}
 _HEADLINES: Final = {
-    "request": "Snapshot on request",
-    "recover": "Read from memory that nobody served",
-    "timeout": "A process did not answer its host",
-    "exception": "The application saw an exception",
-    "log": "A log record was grave enough",
-    "slow_span": "A span was open for too long",
-    "stall": "A process stalled",
-    "counter": "A counter crossed its threshold",
-    "signal": "The collector was sent a signal",
+    "request": ("Snapshot on request", "no reason given"),
+    "recover": ("Read from memory that nobody served", "recovered"),
 }
-_UNREASONED: Final = {"request": "no reason given", "recover": "recovered"}
+"""Of what did not fire by itself; the reasons of the others say what happened."""
 
 
 def print_report(screen: Screen, snapshot: Snapshot, analysis: Analysis) -> None:
@@ -70,13 +63,12 @@ def print_report(screen: Screen, snapshot: Snapshot, analysis: Analysis) -> None
 def _what_happened(screen: Screen, snapshot: Snapshot) -> None:
     header = snapshot.header
     reason = safe(header.reason)
-    if header.trigger in ("", "death"):
-        screen.line((f"{reason[:1].upper()}{reason[1:]}", "bad"))
+    if header.trigger in _HEADLINES:
+        headline, unreasoned = _HEADLINES[header.trigger]
+        screen.line((f"{headline}: {reason or unreasoned}", "strong"))
     else:
-        said = reason or _UNREASONED.get(header.trigger, "")
-        headline = _HEADLINES.get(header.trigger, f"Snapshot because of {safe(header.trigger)}")
-        style = "strong" if header.trigger in _UNREASONED else "bad"
-        screen.line((f"{headline}: {said}" if said else headline, style))
+        said = reason or f"snapshot because of {safe(header.trigger) or 'something unknown'}"
+        screen.line((f"{said[:1].upper()}{said[1:]}", "bad"))
     screen.line()
     ago = time.time_ns() - header.taken_wall_ns
     taken = moment(header.taken_wall_ns) + (f", {age(ago)} ago" if ago >= 0 else "")

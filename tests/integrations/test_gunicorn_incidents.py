@@ -136,7 +136,7 @@ def test_a_hang(start: Start, kind: str, path: str, function: str, timed_out: bo
         # And as it ended.
         found = died(service)
         assert found.kind == "host timeout"
-        assert "1 s" in found.evidence
+        assert "after 1.0 s" in found.evidence
     else:
         # A thread or greenlet that hangs keeps nobody else from saying that the worker is well.
         found = died(service, "slow-span")
@@ -180,18 +180,17 @@ def little_memory() -> Iterator[Path]:
     wait_until(removed)
 
 
-def test_out_of_memory(start: Start, little_memory: Path) -> None:
-    service = start("-w", "2", app=APP).ready(workers=2)
+def test_out_of_memory(little_memory: Path, start: Start) -> None:
+    service = start("-w", "2", app=APP)
+    # All that it will start is in there too, as in a container.
+    (little_memory / "cgroup.procs").write_text(str(service.pid))
+    service.ready(workers=2)
     begin(service, "/memory")
-    (little_memory / "cgroup.procs").write_text(str(service.inside()))
-    # The collector has seen the cgroup's count before.
-    first = service.word("generation")
-    wait_until(lambda: service.word("generation") > first + 2)
     service.let_out("view")
     found = died(service)
-    assert found.kind == "out of memory"
+    assert found.kind == "out of memory", found.evidence
     assert found.path == "/memory"
-    assert "256 MiB" in found.evidence
+    assert "256.0 MiB of 256.0 MiB allowed" in found.evidence
     assert found.culprit.producer.facts
 
 
@@ -205,7 +204,6 @@ def test_an_exception_that_nobody_handles_in_a_thread(start: Start) -> None:
     told = " ".join(found.analysis.culprits[0].reasons)
     assert "ValueError" in told
     assert "nobody handles this" in told
-    assert "helper" in told
 
 
 def test_an_exit_in_the_middle_of_a_request(start: Start) -> None:
