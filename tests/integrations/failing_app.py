@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def give_up() -> None:
 
 
 def hold_the_gil() -> None:
-    re.match(r"(a+)+$", "a" * 60 + "b")
+    # A loop in C that neither lets the GIL go nor looks for signals, and never ends.
+    deque(count(), maxlen=0)
 
 
 def loop_for_long() -> None:
