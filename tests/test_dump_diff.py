@@ -113,7 +113,7 @@ def test_text(incident: tuple[Path, Path]) -> None:
     still = shown[shown.index("Still inside of") : shown.index("Threads that")]
     assert re.search(r"^ +100 +w0 +request  path=/slow +2\.0 s +29\.0 s$", still, re.M)
     unmoved = shown[shown.index("Threads that") : shown.index("Open since")]
-    in_handler = r'^ +100 +w0 +MainThread +File "/app/views.py", line 7 in handler$'
+    in_handler = r"^ +100 +w0 +MainThread +handler  /app/views\.py:7$"
     assert re.search(in_handler, unmoved, re.M)
     assert "1 other moved." in unmoved
     new = shown[shown.index("Open since") : shown.index("Open before")]
@@ -168,6 +168,10 @@ def test_json(incident: tuple[Path, Path]) -> None:
         (11, False),
         (12, True),
     ]
+    # As in the JSON of the other verbs.
+    moved = hanging["threads"][1]
+    assert [moved[key][0]["line"] for key in ("earlier_frames", "frames")] == [50, 60]
+    assert moved["frames"][0]["function"] == "work"
     assert (hanging["before"]["rss"], hanging["after"]["rss"]) == (64 << 20, 256 << 20)
     assert hanging["busy"] == 0.5
     assert by_pid[101]["after"]["cause"]["signal"] == 9
