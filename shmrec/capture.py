@@ -21,7 +21,7 @@ from shmrec.checksum import crc32
 from shmrec.errors import RecordingNameError, ShmrecError, SnapshotWriteError
 from shmrec.generation import Evidence, Flush, Flushes, Sight
 from shmrec.layout import EntryState
-from shmrec.manifest import Cause, Header, Producer, Stack
+from shmrec.manifest import ENDED, Cause, Header, Producer, Stack
 from shmrec.naming import check_name
 from shmrec.ring import Batch, BatchView, Entry, Head, RingReader
 from shmrec.segment import Segment
@@ -363,7 +363,7 @@ def _producer(entry: Entry, order: Order, evidence: Mapping[int, str]) -> Produc
         state = "dead"
     else:
         state = "stalled" if shown == Evidence.STALLED else "running"
-    if state in ("dead", "exited", "detached") and shown == Evidence.STALLED:
+    if state in ENDED and shown == Evidence.STALLED:
         shown = str(Evidence.ENDED)
     return Producer(
         index=entry.index,

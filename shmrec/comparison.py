@@ -19,7 +19,7 @@ from typing import Any, Final
 from shmrec.decoder import OpenSpan
 from shmrec.errors import NotComparableError
 from shmrec.events import END
-from shmrec.manifest import FACTS, Producer
+from shmrec.manifest import ENDED, FACTS, Producer
 from shmrec.snapshot_file import Snapshot
 from shmrec.stillness import Stillness, find_stillness
 
@@ -30,8 +30,6 @@ WENT: Final = "went"
 DIED: Final = "died"
 LEFT: Final = "left"
 STAYED: Final = "stayed"
-GONE: Final = ("dead", "exited", "detached")
-"""States of a producer that has ended."""
 
 STILL: Final = "still"
 NEW: Final = "new"
@@ -294,7 +292,7 @@ class _Reader:
         )
 
     def _rate_between(self, then: Producer | None, now: Producer | None) -> float | None:
-        if now is None or not self.same_run or (then is not None and then.state in GONE):
+        if now is None or not self.same_run or (then is not None and then.state in ENDED):
             return None
         since = self.before.header.taken_mono_ns if then is not None else now.attached_ns
         lasted = self.after.reference_ns(now) - since
@@ -303,7 +301,7 @@ class _Reader:
 
     def _spans(self, then: Producer | None, now: Producer | None) -> list[SpanChange]:
         """Those still open, then the new ones, then those that ended; each the oldest first."""
-        if now is None or (then is not None and then.state in GONE):
+        if now is None or (then is not None and then.state in ENDED):
             return []
         were = {(each.span, each.name): each for each in then.open_spans} if then else {}
         are = {(each.span, each.name): each for each in now.open_spans}
@@ -345,7 +343,7 @@ class _Reader:
 def _what(then: Producer | None, now: Producer | None) -> str:
     if now is None:
         return WENT
-    if now.state in GONE and (then is None or then.state not in GONE):
+    if now.state in ENDED and (then is None or then.state not in ENDED):
         return DIED if now.state == "dead" else LEFT
     return STAYED if then is not None else CAME
 

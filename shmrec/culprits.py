@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shmrec.findings import Finding
-from shmrec.phrases import age, arguments, safe
+from shmrec.phrases import age, arguments, safe, span_named
 from shmrec.survey import Durations
 from shmrec.verdict import raised
 
@@ -201,7 +201,7 @@ def _group(findings: Sequence[Finding], name: str, members: list[_Member]) -> Gr
     places = sorted({member.finding for member in members})
     kinds = {_kind(findings[place]) for place in places}
     of = sum(_kind(finding) in kinds for finding in findings if not finding.ended or finding.untold)
-    inside = f"{safe(name)} {arguments(shared, _SHARED_ARGUMENTS)}".rstrip()
+    inside = span_named(name, shared, _SHARED_ARGUMENTS)
     kind = _plural(kinds.pop() if len(kinds) == 1 else "")
     if len(members) > len(places):
         number = f"{len(members)} threads of {len(places)} of {of} {kind}"

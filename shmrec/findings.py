@@ -12,14 +12,13 @@ from typing import Any, Final
 
 from shmrec.decoder import Event, OpenSpan
 from shmrec.layout import StackFlag
-from shmrec.manifest import FACTS, Producer, Stack
-from shmrec.phrases import LOST, age, counted, safe, size
+from shmrec.manifest import ENDED, FACTS, Producer, Stack
+from shmrec.phrases import LOST, MAIN_THREAD, age, counted, safe, size
 from shmrec.snapshot_file import Snapshot
 from shmrec.stack_text import Dump, ThreadStack, parse
 from shmrec.survey import LAST, Seen
 
 __all__ = [
-    "ENDED",
     "Finding",
     "Thread",
     "Trend",
@@ -30,9 +29,6 @@ __all__ = [
     "stack_missing",
     "threads_of",
 ]
-
-ENDED: Final = ("dead", "exited", "detached")
-"""The states of producers that are no more."""
 
 _REQUEST: Final = "request"
 """What the integrations call the span of a request."""
@@ -230,7 +226,7 @@ def threads_of(producer: Producer, stack: Stack | None, dump: Dump | None) -> li
             known.stack = calls
         else:
             main = bool(number) and number == producer.pid
-            rest.append(Thread(number, calls.name or ("MainThread" if main else ""), [], calls))
+            rest.append(Thread(number, calls.name or (MAIN_THREAD if main else ""), [], calls))
     ordered = sorted(threads.values(), key=lambda thread: (thread.since_ns, thread.thread)) + rest
     if dump is not None and dump.fatal:
         ordered.sort(key=lambda thread: not (thread.stack is not None and thread.stack.current))

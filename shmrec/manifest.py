@@ -11,7 +11,7 @@ from typing import Any, Final
 from shmrec._version import __version__
 from shmrec.decoder import OpenSpan
 
-__all__ = ["FACTS", "Cause", "Header", "Producer", "Stack"]
+__all__ = ["ENDED", "FACTS", "Cause", "Header", "Producer", "Stack"]
 
 FACTS: Final = ("time_ns", "rss", "cpu_ns", "threads", "files", "state")
 """A row of a producer's facts: CLOCK_MONOTONIC; bytes; processor time, user and system; counts,
@@ -84,6 +84,10 @@ class Header:
     """Whether it is the first of an incident's snapshots."""
     suppressed: dict[str, int] = field(default_factory=dict)
     """Snapshots not taken so far in this recording because of limits, by trigger."""
+
+
+ENDED: Final = ("dead", "exited", "detached")
+"""The states of producers that are no more."""
 
 
 @dataclass

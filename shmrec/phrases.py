@@ -10,7 +10,22 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-__all__ = ["LOST", "age", "arguments", "counted", "safe", "size", "some"]
+__all__ = [
+    "LOST",
+    "MAIN_THREAD",
+    "age",
+    "arguments",
+    "counted",
+    "safe",
+    "size",
+    "some",
+    "span_named",
+    "thread_said",
+]
+
+MAIN_THREAD: Final = "MainThread"
+"""What `threading` calls the thread that a process began with."""
+
 
 _SECOND: Final = 1_000_000_000
 _BARE: Final = re.compile(r"[^\s\"'=,;{}\[\]\\]+\Z")
@@ -75,7 +90,9 @@ def size(count: int) -> str:
 
 def counted(number: int, noun: str) -> str:
     """A number and its noun, in the plural where that is right."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    if number == 1:
+        return f"{number} {noun}"
+    return f"{number:,} {noun}{'es' if noun.endswith(('s', 'ch')) else 's'}"
 
 
 def some(words: Iterable[str], most: int = 8) -> str:
@@ -90,6 +107,18 @@ def arguments(args: Mapping[str, Any], limit: int = 0) -> str:
     """``key=value`` for each argument; with a `limit`, cut after that many characters."""
     shown = " ".join(f"{safe(key)}={_value(value, 0)}" for key, value in args.items())
     return f"{shown[: limit - 1]}…" if 0 < limit < len(shown) else shown
+
+
+def span_named(name: str, args: Mapping[str, Any], limit: int = 0, gap: str = " ") -> str:
+    """A span by its name and arguments, the latter as `arguments` has them."""
+    return f"{safe(name)}{gap}{arguments(args, limit)}".rstrip()
+
+
+def thread_said(name: str, number: int, ident: int = 0) -> str:
+    """A thread by its name, else by its number, else by what Python calls it."""
+    if name or number:
+        return safe(name) or f"thread {number}"
+    return f"the thread with ident {ident:#x}" if ident else "a thread"
 
 
 def _value(value: Any, depth: int) -> str:

@@ -116,15 +116,14 @@ def signal_bit(number: int) -> int:
     return 1 << (number - 1)
 
 
-def signals(pid: int, task: int = 0) -> Signals:
+def signals(pid: int, task: int = 0, proc: str = "/proc") -> Signals:
     """What the process, or one thread of it, does with signals; nothing if it cannot be read.
 
-    `pending` is what waits for the process as a whole.
+    `pending` is what waits for the process as a whole; `proc` is where procfs is mounted.
     """
+    path = f"{proc}/{pid}/task/{task}/status" if task else f"{proc}/{pid}/status"
     try:
-        with open(
-            f"/proc/{pid}/task/{task}/status" if task else f"/proc/{pid}/status", "rb"
-        ) as file:
+        with open(path, "rb") as file:
             fields = dict(line.split(None, 1) for line in file if line.startswith(_MASKS))
         return Signals(*(int(fields[name], 16) for name in _MASKS))
     except (OSError, ValueError, KeyError):

@@ -105,6 +105,10 @@ class ThreadStack:
         """The newest call of the application; None if all are the libraries'."""
         return next((frame for frame in self.frames if not frame.library), None)
 
+    def telling(self) -> Frame | None:
+        """The call that tells most of it: the application's newest, or else the newest."""
+        return self.innermost() or next(iter(self.frames), None)
+
 
 @dataclass
 class Dump:

@@ -26,7 +26,7 @@ import fcntl
 import functools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 from shmrec import threads
@@ -36,10 +36,10 @@ from shmrec.layout import ENTRY, STACK, STACK_SIZE, STACK_THREADS, StackFlag
 from shmrec.process import signals
 from shmrec.segment import Segment
 
-__all__ = ["after_fork", "arm", "disarm", "renew", "stack_signal"]
+__all__ = ["DEFAULT_SIGNAL", "ENVIRONMENT", "after_fork", "arm", "disarm", "renew", "stack_signal"]
 
 ENVIRONMENT: Final = "SHMREC_SIGNAL"
-_DEFAULT_SIGNAL: Final = signal.SIGRTMAX - 7
+DEFAULT_SIGNAL: Final = signal.SIGRTMAX - 7
 _MEMORY: Final = "/proc/self/mem"
 _HIGH: Final = 200
 """Descriptors from here on: whoever closes all and opens others gets the lowest numbers, and
@@ -67,11 +67,14 @@ _ours = False
 _rows: dict[int, int] = {}
 
 
-def stack_signal() -> int:
-    """The signal at which a process leaves its stacks: ``SHMREC_SIGNAL``, 0 for none."""
-    asked = os.environ.get(ENVIRONMENT, "")
+def stack_signal(environ: Mapping[str, str] = os.environ) -> int:
+    """The signal at which a process leaves its stacks: ``SHMREC_SIGNAL``, 0 for none.
+
+    Only a real-time signal will do: every other means something already.
+    """
+    asked = environ.get(ENVIRONMENT, "")
     if not asked:
-        return _DEFAULT_SIGNAL
+        return DEFAULT_SIGNAL
     number = int(asked) if asked.isdecimal() and len(asked) < 4 else 0
     return number if signal.SIGRTMIN <= number <= signal.SIGRTMAX else 0
 

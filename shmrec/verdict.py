@@ -11,8 +11,9 @@ import signal
 from typing import Final
 
 from shmrec.decoder import Event, OpenSpan
-from shmrec.findings import ENDED, Finding, Verdict, memory_said, number_of, stack_missing
-from shmrec.phrases import age, arguments, counted, safe, size
+from shmrec.findings import Finding, Verdict, memory_said, number_of, stack_missing
+from shmrec.manifest import ENDED
+from shmrec.phrases import age, counted, safe, size, span_named, thread_said
 from shmrec.stack_text import Frame, ThreadStack
 
 __all__ = ["KINDS", "judge", "place", "raised", "span_said"]
@@ -148,7 +149,8 @@ def _memory(found: Finding) -> tuple[bool, list[str]]:
     window = number_of(memory, "window_ns")
     when = f"in the {age(window)} before its end was noticed" if window else "in its time"
     evidence = [
-        f"the kernel killed {_processes(kills)} for want of memory in its {whose} {when}{source}"
+        f"the kernel killed {counted(kills, 'process')} for want of memory in its {whose} "
+        f"{when}{source}"
     ]
     if had:
         evidence.append(f"it had {had}")
@@ -160,17 +162,13 @@ def _memory(found: Finding) -> tuple[bool, list[str]]:
         evidence.append(f"all processes of the cgroup had {size(peak)}{allowed} at most")
     if others >= kills:
         evidence.append(
-            f"but {counted(others, 'other process').replace('processs', 'processes')} died of "
+            f"but {counted(others, 'other process')} died of "
             "SIGKILL in that cgroup meanwhile: which of them the kernel killed is not known"
         )
         return False, evidence
     if machine:
         evidence.append("that is of all processes of the machine: it need not have been this one")
     return not machine, evidence
-
-
-def _processes(number: int) -> str:
-    return f"{number:,} process" if number == 1 else f"{number:,} processes"
 
 
 def _host_word(found: Finding) -> str:
@@ -208,7 +206,7 @@ def _executing(found: Finding, span: OpenSpan | None) -> str:
     """What the span's thread was executing."""
     for thread in found.threads:
         if span is not None and span in thread.spans and thread.stack is not None:
-            frame = thread.stack.innermost() or next(iter(thread.stack.frames), None)
+            frame = thread.stack.telling()
             if frame is not None:
                 return f"its thread was executing {place(frame)}"
     return ""
@@ -314,8 +312,8 @@ def place(frame: Frame) -> str:
 
 def span_said(found: Finding, span: OpenSpan) -> str:
     """An open span in words, with its age and thread."""
-    named = f"{safe(span.name)} {arguments(span.args, _ARGUMENTS)}".rstrip()
-    thread = safe(span.thread_name) or f"thread {span.thread}"
+    named = span_named(span.name, span.args, _ARGUMENTS)
+    thread = thread_said(span.thread_name, span.thread)
     return f"`{named}` for {age(found.age_ns(span))} in {thread}"
 
 

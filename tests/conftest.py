@@ -16,10 +16,11 @@ import posix_ipc
 import pytest
 
 import shmrec
-from shmrec import _engine, naming, process, recorder, requests, segment
+from shmrec import _engine, naming, process, recorder, requests
 from shmrec.errors import ShmrecError
 from shmrec.layout import Verb
-from shmrec.segment import open_segment
+from shmrec.manifest import Producer
+from shmrec.segment import Segment, open_segment
 from shmrec.wakeup import open_wakeup
 
 WAIT_SECONDS = 30.0
@@ -33,6 +34,7 @@ ONCE = {
     "test_culprits",
     "test_cgroup",
     "test_comparison",
+    "test_counters",
     "test_deaths",
     "test_dump_checks",
     "test_dump_diff",
@@ -109,16 +111,20 @@ def recording_name() -> Iterator[str]:
 
 def end_recording(name: str) -> None:
     """Kill the recording's collector if there is one, and remove its traces."""
-    with contextlib.suppress(ShmrecError):
-        left = segment.open_segment(name)
-        pid, started = left.collector(), left.word("collector_start")
-        if pid is not None and pid != os.getpid():
-            os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: not process.alive(pid, started))
-        left.close()
+    with contextlib.suppress(ShmrecError), open_segment(name) as left:
+        kill_collector(left)
     with contextlib.suppress(posix_ipc.Error):
         posix_ipc.unlink_semaphore(f"/shmrec.{name}")
     naming.remove(name)
+
+
+def kill_collector(opened: Segment) -> None:
+    """SIGKILL the recording's collector, if another process is it, and wait until it is gone."""
+    pid, started = opened.collector(), opened.word("collector_start")
+    if pid is not None and pid != os.getpid():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not process.alive(pid, started))
 
 
 def leftovers(name: str) -> list[str]:
@@ -209,6 +215,11 @@ def script() -> Iterator[Callable[..., Script]]:
     yield start
     for each in started:
         each.close()
+
+
+def by_pid(snapshot: shmrec.Snapshot, pid: int) -> Producer:
+    """The first producer of the process in the snapshot."""
+    return next(producer for producer in snapshot.producers if producer.pid == pid)
 
 
 def snapshots(directory: Path, part: str = "") -> list[Path]:

@@ -21,13 +21,22 @@ from unittest import mock
 import msgpack
 import pytest
 
-from shmrec import events
+from shmrec import events, process
 from shmrec.commands.dump import main
 from shmrec.manifest import Header, Producer
 from shmrec.ring import Batch, Head
+from shmrec.segment import open_segment
 from shmrec.snapshot_file import FileWriter
 
-from .conftest import WAIT_SECONDS, Script, end_recording, noticed, snapshots, wait_until
+from .conftest import (
+    WAIT_SECONDS,
+    Script,
+    end_recording,
+    kill_collector,
+    noticed,
+    snapshots,
+    wait_until,
+)
 
 DUMP = (sys.executable, "-m", "shmrec.commands.dump")
 
@@ -159,7 +168,7 @@ def on_terminal(*args: object, columns: int = 80, env: dict[str, str] | None = N
     """What the tool prints on a terminal of so many columns."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    process = subprocess.Popen(
+    running = subprocess.Popen(
         [*DUMP, *map(str, args)],
         stdin=side,
         stdout=side,
@@ -172,7 +181,7 @@ def on_terminal(*args: object, columns: int = 80, env: dict[str, str] | None = N
         while chunk := os.read(main, 65536):
             shown += chunk
     os.close(main)
-    assert process.wait(WAIT_SECONDS) == 0, shown
+    assert running.wait(WAIT_SECONDS) == 0, shown
     return shown.decode().replace("\r\n", "\n")
 
 
@@ -194,13 +203,26 @@ class Scene:
         self.script.say(line)
         assert self.script.line() == "done"
 
-    def kill_everything(self, collector: int) -> None:
-        """SIGKILL, the collector first, so that it notices nothing."""
-        os.kill(collector, signal.SIGKILL)
+    def collector(self) -> int:
+        """The pid of the collector, which there is."""
+        with open_segment(self.name, writable=False) as segment:
+            pid = segment.collector()
+        assert pid is not None
+        return pid
+
+    def kill_collector(self) -> None:
+        """SIGKILL it; it has ended afterwards."""
+        with open_segment(self.name, writable=False) as segment:
+            kill_collector(segment)
+
+    def kill_everything(self) -> None:
+        """SIGKILL, the collector first, so that it notices nothing; all have ended afterwards."""
+        self.kill_collector()
         self.script.kill()
         for pid in self.workers:
             os.kill(pid, signal.SIGKILL)
         self.script.wait()
+        wait_until(lambda: not any(process.alive(pid, 0) for pid in self.workers))
 
     def close(self) -> None:
         for pid in self.workers:

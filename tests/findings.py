@@ -15,6 +15,7 @@ from .dumping import batch, write_file
 SECOND: Final = 1_000_000_000
 MIB: Final = 1 << 20
 TAKEN: Final = 1000 * SECOND
+WALL: Final = 1_790_000_000 * SECOND
 MAIN: Final = [1, 0, 4242, "MainThread"]
 
 CRASHED: Final = """Fatal Python error: Segmentation fault
@@ -37,7 +38,7 @@ def header(**fields: Any) -> Header:
         "trigger": "request",
         "host": "there",
         "taken_mono_ns": TAKEN,
-        "taken_wall_ns": 1_790_000_000 * SECOND,
+        "taken_wall_ns": WALL,
         "generation": 7,
         "generations": [6, 7],
         "flushes": 2,
@@ -46,6 +47,12 @@ def header(**fields: Any) -> Header:
         "keep_period_ns": 10 * SECOND,
     }
     return Header(**{**values, **fields})
+
+
+def header_at(second: int, **fields: Any) -> Header:
+    """Of a snapshot taken so long after something, as are others of the same run."""
+    times = {"taken_mono_ns": second * SECOND, "taken_wall_ns": WALL + second * SECOND}
+    return header(**{"run_id": "one", **times, **fields})
 
 
 def producer(index: int = 0, **fields: Any) -> Producer:

@@ -1,4 +1,4 @@
-"""For tests of producers: a recording whose collector is the test itself."""
+"""What is in a recording's rings; and a recording whose collector is the test itself."""
 
 from __future__ import annotations
 

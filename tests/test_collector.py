@@ -16,12 +16,11 @@ import shmrec
 from shmrec import process, requests
 from shmrec.errors import CollectorRunningError, WrongOwnerError
 from shmrec.layout import CONTROL, ENTRY, SegmentState, Verb
-from shmrec.manifest import Producer
 from shmrec.segment import Segment, open_segment
 from shmrec.takeover import Settings, establish, recover
 from shmrec.wakeup import open_wakeup
 
-from .conftest import Script, leftovers, noticed, snapshots, wait_until
+from .conftest import Script, by_pid, leftovers, noticed, snapshots, wait_until
 
 COMMAND = (sys.executable, "-c")
 COLLECT = (sys.executable, "-m", "shmrec.commands.collect")
@@ -114,10 +113,6 @@ def ask(name: str, reason: str = "") -> Path:
         return Path(
             requests.ask(segment, open_wakeup(segment), Verb.SNAPSHOT, reason=reason, timeout=30)
         )
-
-
-def by_pid(snapshot: shmrec.Snapshot, pid: int) -> Producer:
-    return next(producer for producer in snapshot.producers if producer.pid == pid)
 
 
 @pytest.mark.parametrize("by_itself", [False, True], ids=["from outside", "by itself"])

@@ -9,29 +9,22 @@ import pytest
 
 from shmrec.comparison import Change, Comparison, Durations, SpanChange, compare
 from shmrec.errors import NotComparableError
-from shmrec.manifest import Header, Producer, Stack
+from shmrec.manifest import Producer, Stack
 from shmrec.ring import Batch
 from shmrec.snapshot_file import read
 
+from . import findings
 from .dumping import batch, write_file
+from .findings import SECOND, WALL, header_at
 
-SECOND = 1_000_000_000
-WALL = 1_790_000_000 * SECOND
 THREAD, BEGIN, END, INSTANT = 1, 4, 5, 3
 
 Held = tuple[Producer, list[Batch]]
 
 
 def producer(index: int = 0, **fields: Any) -> Producer:
-    values = {
-        "pid": 100 + index,
-        "label": "worker",
-        "state": "running",
-        "evidence": "idle",
-        "identity": f"{index:032x}",
-        "attached_ns": SECOND,
-    }
-    return Producer(index=index, **{**values, **fields})
+    values = {"label": "worker", "identity": f"{index:032x}", "attached_ns": SECOND}
+    return findings.producer(index, **{**values, **fields})
 
 
 class Two:
@@ -42,17 +35,8 @@ class Two:
         self.later = later
 
     def write(self, name: str, second: int, held: tuple[Held, ...], **fields: Any) -> Path:
-        values: dict[str, Any] = {
-            "recording": "web",
-            "run_id": "one",
-            "host": "there",
-            "reason": name,
-            "taken_mono_ns": second * SECOND,
-            "taken_wall_ns": WALL + second * SECOND,
-            "generation": 1,
-            "flushes": 2,
-        }
-        return write_file(self.path / f"{name}.shmrec", Header(**{**values, **fields}), list(held))
+        head = header_at(second, reason=name, **fields)
+        return write_file(self.path / f"{name}.shmrec", head, list(held))
 
     def compare(self, before: tuple[Held, ...], after: tuple[Held, ...]) -> Comparison:
         first = self.write("before", 10, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import resource
 import signal
 import sys
@@ -19,23 +20,28 @@ from shmrec.commands import checks
 from shmrec.commands.checks import Check
 
 STATUS = """Name:\tdoctor
+ShdPnd:\t0000000000000000
 SigBlk:\t{blocked:016x}
 SigIgn:\t{ignored:016x}
 SigCgt:\t{caught:016x}
 CapEff:\t{capabilities:016x}
 """
 MOUNTS = "22 27 0:21 / /proc rw,relatime - proc proc rw{option}\n"
+CGROUP2 = "31 23 0:28 / {point} rw,nosuid - cgroup2 cgroup2 rw\n"
+CGROUP1 = "32 23 0:29 / {point}/memory rw,nosuid - cgroup cgroup rw,memory\n"
 CAP_SYS_PTRACE = 1 << 19
 
 
 class Machine:
-    """A ``/proc`` and a ``/sys/fs/cgroup`` of files."""
+    """A ``/proc`` with this process in it, and a ``/sys/fs/cgroup``, of files."""
 
     def __init__(self, root: Path) -> None:
         self.proc, self.cgroup = root / "proc", root / "cgroup"
+        (self.proc / str(os.getpid())).mkdir(parents=True)
+        (self.proc / "self").symlink_to(str(os.getpid()))
         self.write("self/mem", "")
         self.write("self/wchan", "0")
-        self.write("self/mountinfo", MOUNTS.format(option=""))
+        self.mounts(MOUNTS.format(option=""))
         self.write("sys/kernel/core_pattern", "core\n")
         self.write("vmstat", "nr_free_pages 1\noom_kill 7\n")
         self.write("self/cgroup", "0::/app\n")
@@ -45,6 +51,9 @@ class Machine:
 
     def write(self, name: str, text: str | bytes) -> None:
         self._write(self.proc / name, text)
+
+    def mounts(self, text: str, kind: str = CGROUP2) -> None:
+        self.write("self/mountinfo", text + kind.format(point=self.cgroup))
 
     def write_cgroup(self, name: str, text: str | bytes) -> None:
         self._write(self.cgroup / name, text)
@@ -79,7 +88,7 @@ def only_hint(check: Check) -> str:
 def test_a_machine_that_has_everything(machine: Machine) -> None:
     found = {
         each.key: each
-        for each in checks.checks(machine.proc, machine.cgroup, {})
+        for each in checks.checks(machine.proc, {})
         # These look at the kernel and at this process.
         if each.key not in ("pidfd_info", "open_files", "gunicorn")
     }
@@ -127,10 +136,14 @@ def test_a_signal_that_is_switched_off(machine: Machine) -> None:
     assert found.text.startswith("off")
 
 
-@pytest.mark.parametrize("asked", ["9", "19", "65", "-1", "x", "1e1", "²", "9" * 99, "32"])
-def test_what_is_no_signal_to_handle(asked: str, machine: Machine) -> None:
-    hint = only_hint(checks.stack_signal(machine.proc, {"SHMREC_SIGNAL": asked}))
-    assert f"SHMREC_SIGNAL={asked[:40]} is no signal" in hint
+@pytest.mark.parametrize(
+    "asked", ["9", "10", "19", "65", "-1", "x", "1e1", "²", "9" * 99, "32", " 60", "00"]
+)
+def test_what_is_no_signal_for_stacks(asked: str, machine: Machine) -> None:
+    found = checks.stack_signal(machine.proc, {"SHMREC_SIGNAL": asked})
+    assert found.value == {"number": None, "asked": asked, "taken": []}
+    hint = only_hint(found)
+    assert f"SHMREC_SIGNAL={asked[:40]} is no real-time signal" in hint
     assert f"from {int(signal.SIGRTMIN)} to {int(signal.SIGRTMAX)}" in hint
 
 
@@ -168,34 +181,43 @@ def test_core_dumps(pattern: str, limit: int, kind: str, text: str, machine: Mac
 
 
 def cgroup(machine: Machine) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = checks.memory_cgroup(machine.proc, machine.cgroup).value
+    found: dict[str, Any] | None = checks.memory_cgroup(machine.proc).value
     return found
 
 
-def test_a_cgroup_of_version_2(machine: Machine) -> None:
+def test_the_cgroup_that_a_collector_finds(machine: Machine) -> None:
     app = machine.cgroup / "app"
-    assert cgroup(machine) == {"version": 2, "path": str(app), "oom_kill": 2, "limit": 512 << 20}
-    # Memory may be accounted for further up only.
-    machine.write("self/cgroup", "0::/app/inner/../x\n")
+    told = {"version": 2, "path": str(app), "oom_kill": 2}
+    limit = {"limit": 512 << 20, "limit_source": f"{app}/memory.max"}
+    assert cgroup(machine) == told | limit
+    # A limit above is one as well.
+    machine.write_cgroup("memory.max", "1048576\n")
+    limit = {"limit": 1 << 20, "limit_source": f"{machine.cgroup}/memory.max"}
+    assert cgroup(machine) == told | limit
+    machine.write_cgroup("memory.max", "max\n")
     machine.write_cgroup("app/memory.max", "max\n")
-    assert cgroup(machine) == {"version": 2, "path": str(app), "oom_kill": 2, "limit": 0}
+    assert cgroup(machine) == told | {"limit": 0, "limit_source": ""}
+    assert checks.memory_cgroup(machine.proc).text == "v2, limit none, 2 kills so far"
+    # What is mounted may be the inside of another.
+    machine.write("self/cgroup", "0::/elsewhere\n")
+    assert cgroup(machine) is None
 
 
-def test_a_cgroup_of_version_1(machine: Machine) -> None:
+def test_a_cgroup_of_version_1_that_may_not_count(machine: Machine) -> None:
+    machine.mounts("", CGROUP2 + CGROUP1)
     machine.write("self/cgroup", "5:cpu,memory:/app\n1:name=systemd:/\n0::/app\n")
-    machine.write_cgroup("memory/memory.oom_control", "under_oom 0\noom_kill 1\n")
-    machine.write_cgroup("memory/memory.limit_in_bytes", "9223372036854771712\n")
-    mount = machine.cgroup / "memory"
-    # As in a container, whose own cgroup is what is mounted.
-    assert cgroup(machine) == {"version": 1, "path": str(mount), "oom_kill": 1, "limit": 0}
-    machine.write_cgroup("memory/app/memory.oom_control", "oom_kill 4\n")
+    machine.write_cgroup("memory/app/memory.oom_control", "under_oom 0\noom_kill 4\n")
     machine.write_cgroup("memory/app/memory.limit_in_bytes", "1024\n")
-    found = {"version": 1, "path": str(mount / "app"), "oom_kill": 4, "limit": 1024}
-    assert cgroup(machine) == found
+    folder = machine.cgroup / "memory" / "app"
+    found = cgroup(machine) or {}
+    assert (found["version"], found["path"]) == (1, str(folder))
+    assert (found["oom_kill"], found["limit"]) == (4, 1024)
     # Before Linux 4.13 nothing was counted.
     machine.write_cgroup("memory/app/memory.oom_control", "under_oom 0\n")
-    machine.write_cgroup("memory/memory.oom_control", "under_oom 0\n")
-    assert (cgroup(machine) or {})["version"] == 2
+    check = checks.memory_cgroup(machine.proc)
+    assert check.value["oom_kill"] is None
+    assert check.text == "v1, limit 1.0 KiB, kills not counted"
+    assert f"{folder}/memory.oom_control does not count oom_kill" in only_hint(check)
 
 
 @pytest.mark.parametrize("name", ["self/cgroup", "cgroup"])
@@ -204,7 +226,7 @@ def test_no_cgroup(name: str, machine: Machine) -> None:
         (machine.cgroup / "app" / "memory.events").unlink()
     else:
         machine.remove(name)
-    found = checks.memory_cgroup(machine.proc, machine.cgroup)
+    found = checks.memory_cgroup(machine.proc)
     assert found.value is None
     assert "cannot be told from another SIGKILL" in only_hint(found)
 
@@ -247,7 +269,7 @@ def test_yama(scope: int, capabilities: int, told: bool, machine: Machine) -> No
     ],
 )
 def test_hidepid(option: str, hidden: str, machine: Machine) -> None:
-    machine.write("self/mountinfo", MOUNTS.format(option=option).replace("/proc ", "/x ", 0))
+    machine.mounts(MOUNTS.format(option=option))
     found = checks.other_processes(machine.proc)
     assert found.value["hidepid"] == hidden
     if hidden in ("0", "off"):
@@ -318,12 +340,13 @@ FILES = (
 LOOKS: tuple[Callable[[Machine], Check], ...] = (
     lambda machine: checks.stack_signal(machine.proc, {}),
     lambda machine: checks.core(machine.proc),
-    lambda machine: checks.memory_cgroup(machine.proc, machine.cgroup),
+    lambda machine: checks.memory_cgroup(machine.proc),
     lambda machine: checks.machine_kills(machine.proc),
     lambda machine: checks.other_processes(machine.proc),
 )
 WORDS = st.sampled_from(
     [
+        "0::/app\n",
         "0::/",
         "5:memory:/",
         "..",
@@ -359,13 +382,17 @@ def test_whatever_the_files_hold(machine: Machine, held: list[bytes | str]) -> N
     for name, text in zip(FILES, held, strict=False):
         machine.write(name, text)
     machine.write_cgroup("app/memory.events", held[-1])
-    for look in LOOKS:
-        found = look(machine)
-        assert all(line.isprintable() for line in (found.text, *found.hints))
+    machine.write_cgroup("app/memory.max", held[0])
+    for _ in range(2):
+        for look in LOOKS:
+            found = look(machine)
+            assert all(line.isprintable() for line in (found.text, *found.hints))
+        # With mounts that lead somewhere, what is written there is read as well.
+        machine.mounts("")
 
 
 def test_nothing_there_at_all(tmp_path: Path) -> None:
-    lacking = checks.checks(tmp_path / "proc", tmp_path / "cgroup", {})
+    lacking = checks.checks(tmp_path / "proc", {})
     hinted = {each.key for each in lacking if each.hints}
     assert hinted >= {"stacks", "cgroup", "oom_kill", "other_processes"}
 
@@ -373,4 +400,4 @@ def test_nothing_there_at_all(tmp_path: Path) -> None:
 def test_a_path_without_end(machine: Machine) -> None:
     machine.write("self/cgroup", "0::" + "/x" * 100_000 + "\n")
     machine.write_cgroup("memory.events", "oom_kill 1\n")
-    assert (cgroup(machine) or {})["oom_kill"] == 1
+    assert cgroup(machine) is None

@@ -6,7 +6,6 @@ Always with the test's own name: other tests have stale recordings at the same t
 from __future__ import annotations
 
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from shmrec import layout, naming, process, segment, store
 from shmrec.layout import Geometry
 from shmrec.snapshot_file import read
 
-from .conftest import leftovers, snapshots, wait_until
+from .conftest import leftovers, snapshots
 from .dumping import a_scene, dump
 
 DAY = 86_400
@@ -39,10 +38,7 @@ def test_a_live_recording_is_left_alone(recording_name: str, tmp_path: Path) -> 
     with a_scene(recording_name, tmp_path) as scene:
         arguments = ("clean", recording_name, "--yes", "--dir", tmp_path)
         assert dump(*arguments).stdout == "Nothing to remove.\n"
-        with segment.open_segment(recording_name, writable=False) as opened:
-            collector = opened.word("collector_pid")
-            os.kill(collector, signal.SIGKILL)
-            wait_until(lambda: opened.collector() is None)
+        scene.kill_collector()
         # Its processes still record, and another collector may adopt it.
         assert dump(*arguments).stdout == "Nothing to remove.\n"
         assert leftovers(recording_name)
@@ -52,9 +48,8 @@ def test_a_live_recording_is_left_alone(recording_name: str, tmp_path: Path) -> 
 def test_a_stale_recording_is_saved_first(recording_name: str, tmp_path: Path) -> None:
     with a_scene(recording_name, tmp_path) as scene:
         with segment.open_segment(recording_name, writable=False) as opened:
-            scene.kill_everything(opened.word("collector_pid"))
             semaphore = f"sem.shmrec.{opened.name}"
-            wait_until(lambda: not any(process.alive(pid, 0) for pid in scene.workers))
+        scene.kill_everything()
         assert os.path.exists(f"/dev/shm/{semaphore}")
         arguments = ("clean", recording_name, "--dir", tmp_path)
         shown = dump(*arguments, "--dry-run").stdout
@@ -100,9 +95,7 @@ def test_what_cannot_be_read_stays(recording_name: str, tmp_path: Path) -> None:
 
 def test_a_recording_that_cannot_be_saved_stays(recording_name: str, tmp_path: Path) -> None:
     with a_scene(recording_name, tmp_path / "x") as scene:
-        with segment.open_segment(recording_name, writable=False) as opened:
-            scene.kill_everything(opened.word("collector_pid"))
-        wait_until(lambda: not any(process.alive(pid, 0) for pid in scene.workers))
+        scene.kill_everything()
         blocked = tmp_path / "file"
         blocked.write_text("no directory")
         done = dump("clean", recording_name, "--yes", "--dir", blocked, check=1)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from shmrec.manifest import Cause, Header, Producer, Stack
+from shmrec.manifest import Cause, Producer, Stack
 from shmrec.ring import Batch
 
+from . import findings
 from .dumping import HOSTILE, batch, dump, dump_json, failure, on_terminal, write_file
+from .findings import SECOND, header_at
 
-SECOND = 1_000_000_000
-WALL = 1_790_000_000 * SECOND
 THREAD, INSTANT, BEGIN, END = 1, 3, 4, 5
 STACK = """\
 Thread 0x00007f0000000001 (most recent call first):
@@ -34,25 +34,15 @@ def name(second: int, recording: str = "web", reason: str = "asked") -> str:
 
 
 def write(directory: Path, second: int, *held: Held, file: str = "", **fields: Any) -> Path:
-    values: dict[str, Any] = {
-        "recording": "web",
-        "run_id": "one",
-        "host": "there",
-        "reason": "asked",
-        "taken_mono_ns": second * SECOND,
-        "taken_wall_ns": WALL + second * SECOND,
-        "generation": 1,
-        "flushes": 2,
-    }
-    header = Header(**{**values, **fields})
+    header = header_at(second, **{"reason": "asked", **fields})
     path = write_file(directory / (file or name(second, header.recording)), header, list(held))
     os.utime(path, (second, second))
     return path
 
 
 def producer(index: int, **fields: Any) -> Producer:
-    values = {"pid": 100 + index, "label": f"w{index}", "state": "running", "evidence": "idle"}
-    return Producer(index=index, **{"identity": f"{index:032x}", **values, **fields})
+    values = {"label": f"w{index}", "identity": f"{index:032x}"}
+    return findings.producer(index, **{**values, **fields})
 
 
 def events(*happenings: list[Any], start: int, thread: str = "MainThread") -> list[Batch]:
@@ -113,7 +103,7 @@ def test_text(incident: tuple[Path, Path]) -> None:
     still = shown[shown.index("Still inside of") : shown.index("Threads that")]
     assert re.search(r"^ +100 +w0 +request  path=/slow +2\.0 s +29\.0 s$", still, re.M)
     unmoved = shown[shown.index("Threads that") : shown.index("Open since")]
-    in_handler = r'^ +100 +w0 +MainThread +File "/app/views.py", line 7 in handler$'
+    in_handler = r"^ +100 +w0 +MainThread +handler  /app/views\.py:7$"
     assert re.search(in_handler, unmoved, re.M)
     assert "1 other moved." in unmoved
     new = shown[shown.index("Open since") : shown.index("Open before")]
@@ -168,6 +158,10 @@ def test_json(incident: tuple[Path, Path]) -> None:
         (11, False),
         (12, True),
     ]
+    # As in the JSON of the other verbs.
+    moved = hanging["threads"][1]
+    assert [moved[key][0]["line"] for key in ("earlier_frames", "frames")] == [50, 60]
+    assert moved["frames"][0]["function"] == "work"
     assert (hanging["before"]["rss"], hanging["after"]["rss"]) == (64 << 20, 256 << 20)
     assert hanging["busy"] == 0.5
     assert by_pid[101]["after"]["cause"]["signal"] == 9

@@ -15,12 +15,12 @@ import pytest
 
 from shmrec.layout import LOSSES
 from shmrec.manifest import Cause, Header, Producer
+from shmrec.ring import Batch
 from shmrec.snapshot_file import read
 
 from .dumping import HOSTILE, batch, crash, dump, dump_json, on_terminal, write_file
-
-SECOND = 1_000_000_000
-NOW = 1_790_000_000 * SECOND
+from .findings import SECOND, header, producer
+from .findings import inside as spans
 
 
 @pytest.fixture(scope="module")
@@ -28,37 +28,8 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
     return crash(f"test-{os.getpid()}-info", tmp_path_factory.mktemp("info"))
 
 
-def header(**fields: Any) -> Header:
-    values: dict[str, Any] = {
-        "recording": "web",
-        "reason": "slow",
-        "trigger": "request",
-        "host": "there",
-        "taken_mono_ns": 100 * SECOND,
-        "taken_wall_ns": NOW,
-        "generation": 7,
-        "generations": [6, 7],
-        "flushes": 2,
-        "fenced": True,
-        "keep_size": 1 << 20,
-        "keep_period_ns": 10 * SECOND,
-    }
-    return Header(**{**values, **fields})
-
-
-def producer(index: int = 0, **fields: Any) -> Producer:
-    values = {"pid": 100 + index, "label": f"w{index}", "state": "running", "evidence": "idle"}
-    return Producer(index=index, **{**values, **fields})
-
-
-def inside(name: str = "request", *, ago: int = 4, **args: Any) -> list[Any]:
-    return [
-        batch(
-            [1, 0, 4242, "MainThread"],
-            [4, 0, name, 1, args],
-            start_ns=(100 - ago) * SECOND,
-        )
-    ]
+def inside(name: str = "request", *, ago: float = 4, **args: Any) -> list[Batch]:
+    return spans((name, ago, args))
 
 
 def report(path: Path, head: Header, *producers: tuple[Producer, list[Any]]) -> str:
@@ -251,9 +222,9 @@ def test_what_proves_it(tmp_path: Path, fields: dict[str, Any], said: str) -> No
 def test_a_stalled_one(tmp_path: Path) -> None:
     stalled = producer(state="stalled", evidence="stalled")
     shown = report(tmp_path, header(), (stalled, inside()), (producer(1), []))
-    assert re.search(r"100 +w0 +stalled +4\.0 s before +request", shown)
+    assert re.search(r"100 +w 0 +stalled +4\.0 s before +request", shown)
     assert "Not complete" in shown
-    assert "pid 100 (w0) did not show in time" in shown
+    assert "pid 100 (w 0) did not show in time" in shown
     assert dump_json("info", tmp_path / "x.shmrec")["complete"] is False
 
 

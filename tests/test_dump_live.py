@@ -20,7 +20,7 @@ from shmrec.segment import open_segment
 from shmrec.snapshot_file import read
 from shmrec.wakeup import remove_wakeup
 
-from .conftest import snapshots, wait_until
+from .conftest import kill_collector, snapshots, wait_until
 from .dumping import (
     DUMP,
     HOSTILE,
@@ -40,26 +40,6 @@ def scene(recording_name: str, tmp_path: Path) -> Iterator[Scene]:
         yield scene
 
 
-def collector_of(scene: Scene) -> int:
-    with open_segment(scene.name, writable=False) as segment:
-        pid = segment.collector()
-    assert pid is not None
-    return pid
-
-
-def kill_collector(scene: Scene) -> None:
-    pid = collector_of(scene)
-    started = process.start_ticks(pid)
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not process.alive(pid, started))
-
-
-def kill_everything(scene: Scene) -> None:
-    collector = collector_of(scene)
-    scene.kill_everything(collector)
-    wait_until(lambda: not any(process.alive(pid, 0) for pid in [collector, *scene.workers]))
-
-
 def listed(scene: Scene) -> dict[str, Any]:
     found = dump_json("list", "--dir", scene.directory)
     mine = [each for each in found["recordings"] if each["name"] == scene.name]
@@ -71,7 +51,7 @@ def listed(scene: Scene) -> dict[str, Any]:
 def test_list(scene: Scene) -> None:
     found = listed(scene)
     assert found["state"] == "open"
-    assert found["collector"] == collector_of(scene)
+    assert found["collector"] == scene.collector()
     assert found["producers"] == {"live": 4, "dead": 0, "detached": 1, "unknown": 0}
     assert 0 <= found["heartbeat_age_ns"] < 60_000_000_000
     assert found["generation"] >= 1
@@ -111,7 +91,7 @@ def test_list_says_what_limits_suppressed_and_which_snapshots_come_first(scene: 
 
 
 def test_list_says_when_the_collector_is_gone(scene: Scene) -> None:
-    kill_collector(scene)
+    scene.kill_collector()
     found = listed(scene)
     assert (found["state"], found["collector"]) == ("open", None)
     assert f"shmrec-collect {scene.name}" in dump("list", "--dir", scene.directory).stdout
@@ -121,7 +101,7 @@ def test_list_says_when_the_collector_is_gone(scene: Scene) -> None:
 
 
 def test_list_says_what_is_stale(scene: Scene) -> None:
-    kill_everything(scene)
+    scene.kill_everything()
     found = listed(scene)
     assert found["state"] == "stale"
     assert found["producers"] == {"live": 0, "dead": 4, "detached": 1, "unknown": 0}
@@ -173,7 +153,7 @@ def test_ps(scene: Scene) -> None:
 
 def test_ps_disturbs_nobody(scene: Scene) -> None:
     with open_segment(scene.name, writable=False) as segment:
-        kill_collector(scene)
+        scene.kill_collector()
         before = bytes(segment.view[: segment.geometry.rings_offset])
         dump("ps", scene.name)
         dump("list", "--dir", scene.directory)
@@ -197,7 +177,7 @@ def test_ps_of_a_stopped_process(scene: Scene) -> None:
 
 
 def test_ps_of_the_dead(scene: Scene) -> None:
-    kill_everything(scene)
+    scene.kill_everything()
     found = {each["pid"]: each for each in dump_json("ps", scene.name)["producers"]}
     for pid in scene.workers:
         assert found[pid]["state"] == "dead"
@@ -258,7 +238,7 @@ def test_snapshot_to_standard_output(scene: Scene) -> None:
 
 
 def test_recover_when_everything_was_killed(scene: Scene) -> None:
-    kill_everything(scene)
+    scene.kill_everything()
     with open_segment(scene.name, writable=False) as segment:
         # Up to the last ring that was used: to read the others would give them memory.
         used = segment.geometry.ring(len(scene.workers) + 2)
@@ -281,7 +261,7 @@ def test_recover_when_everything_was_killed(scene: Scene) -> None:
 
 def test_recover_refuses_while_a_collector_lives(scene: Scene) -> None:
     said = failure("recover", scene.name, "--dir", scene.directory)
-    assert str(collector_of(scene)) in said
+    assert str(scene.collector()) in said
     assert f"shmrec-dump snapshot {scene.name}" in said
     assert snapshots(scene.directory) == []
     path = dump("recover", scene.name, "--dir", scene.directory, "--force").stdout.strip()
@@ -313,9 +293,7 @@ def test_a_recording_in_a_file(recording_name: str, tmp_path: Path) -> None:
         taken = dump("snapshot", "--path", memory).stdout.strip()
         assert read(taken).header.recording == recording_name
         with open_segment(recording_name, str(memory), writable=False) as segment:
-            collector = segment.word("collector_pid")
-        os.kill(collector, signal.SIGKILL)
-        wait_until(lambda: not process.alive(collector, 0))
+            kill_collector(segment)
         owner.kill()
         owner.wait()
         path = dump("recover", "--path", memory, "--dir", tmp_path).stdout.strip()

@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmrec.commands.jsonform import dumps
-from shmrec.commands.wording import age, arguments, counted, moment, safe, size, some, wall
+from shmrec.commands.wording import (
+    age,
+    arguments,
+    counted,
+    moment,
+    safe,
+    size,
+    some,
+    span_named,
+    thread_said,
+    wall,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +74,8 @@ def test_sizes_and_numbers() -> None:
     ]
     assert counted(1, "event") == "1 event"
     assert counted(12_345, "event") == "12,345 events"
+    assert [counted(n, "process") for n in (0, 1, 2)] == ["0 processes", "1 process", "2 processes"]
+    assert counted(2, "batch") == "2 batches"
     assert some("abc", 3) == "a, b, c"
     assert some("abcd", 3) == "a, b, c and 1 more"
 
@@ -99,3 +112,13 @@ def test_arguments() -> None:
     assert arguments({"q": 'say "hi"\\'}) == r'q="say \"hi\"\\"'
     assert arguments({"d": {"a": {"b": "\n"}}}) == r'd={a: {b: "\n"}}'
     assert arguments({"path": "/" + "x" * 50}, 10) == "path=/xxx…"
+
+
+def test_spans_and_threads() -> None:
+    assert span_named("query", {}) == "query"
+    assert span_named("que\nry", {"n": 1}, gap="  ") == r"que\nry  n=1"
+    assert span_named("query", {"text": "x" * 99}, 8) == "query text=xx…"
+    assert thread_said("pool\x1b", 7) == r"pool\x1b"
+    assert thread_said("", 7, 0xA1) == "thread 7"
+    assert thread_said("", 0, 0xA1) == "the thread with ident 0xa1"
+    assert thread_said("", 0) == "a thread"

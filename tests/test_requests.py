@@ -10,18 +10,17 @@ import pytest
 
 from shmrec import requests
 from shmrec.errors import CollectorError, RequestFailedError, SnapshotActiveError
-from shmrec.layout import REASON_BYTES, REQUESTS, Geometry, Status, Verb
-from shmrec.segment import Segment, create
+from shmrec.layout import REASON_BYTES, REQUESTS, Status, Verb
+from shmrec.segment import Segment
 
 from .conftest import Script, wait_until
+from .recordings import unserved
 
 
 @pytest.fixture
 def made(recording_name: str) -> Iterator[Segment]:
     """A segment whose collector is this very process."""
-    with create(
-        recording_name, Geometry.of(0, 1), keep_size=0, keep_period_ns=0, collected=True
-    ) as opened:
+    with unserved(recording_name, producers=1) as opened:
         yield opened
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -23,11 +21,11 @@ from shmrec.segment import Segment, open_segment
 from shmrec.takeover import Settings, establish
 from shmrec.wakeup import open_wakeup
 
+from .cgroups import little_memory
 from .conftest import Script, noticed, snapshots, wait_until
 
 MIB = 1 << 20
 SECOND = 1_000_000_000
-MEMORY = Path("/sys/fs/cgroup/memory")
 LIMIT = 96 * MIB
 
 PRODUCER = """
@@ -147,26 +145,8 @@ def test_a_hosts_word_of_a_timeout_stays_with_the_process(
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    """A memory cgroup with a limit, of version 1 or 2."""
-    below = MEMORY if MEMORY.is_dir() else Path("/sys/fs/cgroup")
-    limit, swap = (
-        ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
-        if MEMORY.is_dir()
-        else ("memory.max", "memory.swap.max")
-    )
-    made = below / f"shmrec-test-{os.getpid()}"
-    try:
-        made.mkdir()
-        (made / limit).write_text(str(LIMIT))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            made.rmdir()
-        pytest.skip(f"no memory cgroup can be made here: {error}")
-    with contextlib.suppress(OSError):
-        (made / swap).write_text(str(LIMIT) if MEMORY.is_dir() else "0")
-    yield made
-    wait_until(lambda: not (made / "cgroup.procs").read_text())
-    made.rmdir()
+    with little_memory(LIMIT) as made:
+        yield made
 
 
 def test_a_real_kill_for_want_of_memory_and_one_that_is_none(

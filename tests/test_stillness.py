@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shmrec.manifest import Stack
+from shmrec.stack_text import Frame
 from shmrec.stillness import find_stillness
 
 WAITING = """\
@@ -36,8 +37,8 @@ def test_threads_are_compared_each_with_itself() -> None:
     later = stack(HANGING.format(line=8) + "\n" + WAITING, 2)
     assert moved([then], [later]) == {1: False, 2: True}
     found = find_stillness([then], [later])
-    assert found[0].frames[0] == 'File "/app/views.py", line 8 in handler'
-    assert found[0].earlier[0] == 'File "/app/views.py", line 7 in handler'
+    assert found[0].frames[0] == Frame("/app/views.py", 8, "handler")
+    assert found[0].earlier[0] == Frame("/app/views.py", 7, "handler")
     assert len(found[1].frames) == 2
 
 
@@ -52,6 +53,12 @@ def test_names_behind_an_ident_and_other_lines() -> None:
 def test_the_newest_of_each_is_meant() -> None:
     old, new = stack(HANGING.format(line=1), 1), stack(HANGING.format(line=2), 5)
     assert moved([new, old], [stack(HANGING.format(line=2), 9), old]) == {2: False}
+
+
+def test_of_several_dumps_in_one_text_the_last_is_meant() -> None:
+    then = stack(HANGING.format(line=1) + HANGING.format(line=2), 1)
+    assert moved([then], [stack(HANGING.format(line=2), 2)]) == {2: False}
+    assert moved([then], [stack(HANGING.format(line=1), 2)]) == {2: True}
 
 
 def test_one_dump_in_both_says_nothing() -> None:

@@ -12,7 +12,7 @@ from shmrec.forensics import Analysis, Finding, Thread, Trend, Verdict
 from shmrec.manifest import FACTS, Producer, Stack
 from shmrec.stack_text import Frame, ThreadStack, parse
 
-__all__ = ["analysis_object", "finding_object", "stack_objects"]
+__all__ = ["analysis_object", "finding_object", "frame_objects", "stack_objects"]
 
 
 def analysis_object(analysis: Analysis) -> dict[str, Any]:
@@ -120,12 +120,12 @@ def _calls(stack: ThreadStack) -> dict[str, Any]:
         "current": stack.current,
         "cut": stack.cut,
         "garbage_collecting": stack.garbage_collecting,
-        "frames": _frames(stack.frames),
+        "frames": frame_objects(stack.frames),
     }
 
 
-def _frames(frames: Iterable[Frame]) -> list[dict[str, Any]]:
-    """Newest first."""
+def frame_objects(frames: Iterable[Frame]) -> list[dict[str, Any]]:
+    """Of a stack, newest first."""
     return [
         {
             "file": frame.file,

@@ -12,7 +12,7 @@ from typing import Final
 from shmrec.commands.insides import print_inside
 from shmrec.commands.screen import Part, Screen
 from shmrec.commands.timeline import event_parts
-from shmrec.commands.wording import age, arguments, counted, moment, safe, who
+from shmrec.commands.wording import age, counted, moment, safe, span_named, who
 from shmrec.findings import memory_said, stack_missing
 from shmrec.forensics import Finding
 from shmrec.snapshot_file import Snapshot
@@ -78,7 +78,7 @@ def _within(finding: Finding) -> str:
     span = finding.request
     if span is None:
         return ""
-    named = f"{safe(span.name)} {arguments(span.args, _ARGUMENTS_IN_LINE)}".rstrip()
+    named = span_named(span.name, span.args, _ARGUMENTS_IN_LINE)
     return f", {age(finding.age_ns(span))} into `{named}`"
 
 

@@ -1,8 +1,10 @@
 """What forensics needs of a machine: each check looks at one thing and says what its lack costs.
 
 Runs in ``shmrec-dump doctor``. Nothing here is needed to record: without it, a report says less.
-``/proc`` and ``/sys`` are given, so that another machine's can be looked at. Whatever their files
-hold, no check raises; what cannot be read or understood counts as lacking.
+``/proc`` is given, so that another machine's can be looked at, as far as it has a process of this
+one's number. Whatever its files hold, no check raises; what cannot be read or understood counts
+as lacking. Where the producers or the collector look as well, their own code looks here: nothing
+is said to be there that they would not find.
 """
 
 from __future__ import annotations
@@ -22,26 +24,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from shmrec import process
-from shmrec.commands.kernelfiles import content, hidepid, own_cgroups, table, to_mask, to_number
+from shmrec.cgroup import Cgroups
+from shmrec.commands.kernelfiles import content, hidepid, table, to_mask, to_number
 from shmrec.commands.wording import counted, safe, size
 from shmrec.deaths import Watcher
 from shmrec.layout import DEFAULT_PRODUCERS
+from shmrec.stacks import ENVIRONMENT
+from shmrec.stacks import stack_signal as chosen_signal
 
 __all__ = ["Check", "checks"]
 
 PROC: Final = Path("/proc")
-CGROUP: Final = Path("/sys/fs/cgroup")
 
-SIGNAL_VARIABLE: Final = "SHMREC_SIGNAL"
-STACK_SIGNAL: Final = signal.SIGRTMAX - 7
-_NEVER_HANDLED: Final = (signal.SIGKILL, signal.SIGSTOP)
-_MASKS: Final = {"SigCgt": "caught", "SigIgn": "ignored", "SigBlk": "blocked"}
+_HANDLINGS: Final = ("caught", "ignored", "blocked")
+"""What `process.Signals` has that makes a signal somebody's."""
 _CAP_SYS_PTRACE: Final = 19
 
-_DEPTH: Final = 64
 _CHILD_SECONDS: Final = 10.0
-# What cgroup v1 shows where there is no limit: the most pages there can be.
-_NO_LIMIT: Final = 1 << 60
 _PTRACE_SCOPES: Final = {0: "open", 1: "descendants only", 2: "administrator only", 3: "nobody"}
 _NOT_HIDDEN: Final = ("0", "off")
 _OTHER_FILES: Final = 64
@@ -66,16 +65,14 @@ class Check:
     hints: list[str] = field(default_factory=list)
 
 
-def checks(
-    proc: Path = PROC, cgroup: Path = CGROUP, environ: Mapping[str, str] = os.environ
-) -> list[Check]:
+def checks(proc: Path = PROC, environ: Mapping[str, str] = os.environ) -> list[Check]:
     """All of them, in the order in which they are shown."""
     return [
         exit_status(),
         stack_signal(proc, environ),
         stacks(proc),
         core(proc),
-        memory_cgroup(proc, cgroup),
+        memory_cgroup(proc),
         machine_kills(proc),
         other_processes(proc),
         open_files(),
@@ -123,28 +120,29 @@ def stack_signal(proc: Path = PROC, environ: Mapping[str, str] = os.environ) -> 
 
     What this process inherited is what a service started in the same way inherits.
     """
-    asked = environ.get(SIGNAL_VARIABLE, "").strip()
-    number = int(STACK_SIGNAL) if not asked else to_number(asked)
+    asked = environ.get(ENVIRONMENT, "")
+    number = chosen_signal(environ)
     found: dict[str, Any] = {"number": number, "asked": asked or None, "taken": []}
     label = "signal for stacks"
+    if number == 0 and asked == "0":
+        return Check("stack_signal", found, label, f"off, as {ENVIRONMENT}=0 asks")
     if number == 0:
-        return Check("stack_signal", found, label, f"off, as {SIGNAL_VARIABLE}=0 asks")
-    if number is None or number not in signal.valid_signals() or number in _NEVER_HANDLED:
+        found["number"] = None
         hint = (
-            f"{SIGNAL_VARIABLE}={safe(asked)[:40]} is no signal that can be handled: no process "
-            f"leaves its stacks when asked: unset it, or choose from {int(signal.SIGRTMIN)} to "
+            f"{ENVIRONMENT}={safe(asked)[:40]} is no real-time signal: no process leaves its "
+            f"stacks when asked: unset it, or choose from {int(signal.SIGRTMIN)} to "
             f"{int(signal.SIGRTMAX)}"
         )
         return Check("stack_signal", found, label, "none", [hint])
-    status = table(content(proc / "self" / "status"))
-    bit = 1 << (number - 1)
-    found["taken"] = [how for mask, how in _MASKS.items() if to_mask(status.get(mask)) & bit]
+    mine = process.signals(os.getpid(), proc=str(proc))
+    bit = process.signal_bit(number)
+    found["taken"] = [how for how in _HANDLINGS if getattr(mine, how) & bit]
     if not found["taken"]:
         return Check("stack_signal", found, label, f"{number}, free")
     how = " and ".join(found["taken"])
     hint = (
         f"signal {number} is {how} here already: processes started so leave no stacks when "
-        f"asked: set {SIGNAL_VARIABLE} to another real-time signal, or to 0 to do without"
+        f"asked: set {ENVIRONMENT} to another real-time signal, or to 0 to do without"
     )
     return Check("stack_signal", found, label, f"{number}, {how}", [hint])
 
@@ -201,60 +199,41 @@ def core(proc: Path = PROC, limit: int | None = None) -> Check:
     return Check("core", found, "core dumps", text)
 
 
-def memory_cgroup(proc: Path = PROC, cgroup: Path = CGROUP) -> Check:
-    """Whether this process's memory cgroup tells its kills for want of memory, and its limit."""
-    found = _cgroup_v1(proc, cgroup) or _cgroup_v2(proc, cgroup)
+def memory_cgroup(proc: Path = PROC) -> Check:
+    """Whether this process's memory cgroup tells its kills for want of memory, and its limit.
+
+    As a collector finds it, so that what is missing here is missing there.
+    """
     label = "memory cgroup"
-    if found is None:
+    group = Cgroups(str(proc)).of(os.getpid())
+    if group is None:
         hint = (
             "no memory cgroup can be read: an out-of-memory kill cannot be told from another "
             "SIGKILL: mount /sys/fs/cgroup where the collector runs, and give the service a "
             "memory cgroup (systemd: MemoryAccounting=yes)"
         )
         return Check("cgroup", None, label, "none", [hint])
-    limit = size(found["limit"]) if found["limit"] else "none"
-    kills = counted(found["oom_kill"], "kill")
-    return Check("cgroup", found, label, f"v{found['version']}, limit {limit}, {kills} so far")
-
-
-def _cgroup_v1(proc: Path, cgroup: Path) -> dict[str, Any] | None:
-    """From ``memory.oom_control``, which counts `oom_kill` since Linux 4.13."""
-    mount = cgroup / "memory"
-    for controllers, path in own_cgroups(proc):
-        if "memory" in controllers:
-            # In a container the mount may be of its own cgroup, and the path the host's.
-            for folder in (mount / path, mount):
-                kills = to_number(table(content(folder / "memory.oom_control")).get("oom_kill"))
-                if kills is not None:
-                    limit = to_number(content(folder / "memory.limit_in_bytes").strip()) or 0
-                    return _cgroup_found(1, folder, kills, limit)
-    return None
-
-
-def _cgroup_v2(proc: Path, cgroup: Path) -> dict[str, Any] | None:
-    """From ``memory.events``, of the nearest cgroup that has one: it counts those below too."""
-    for controllers, path in own_cgroups(proc):
-        if controllers:
-            continue
-        parts = Path(path).parts[:_DEPTH]
-        for mount in (cgroup, cgroup / "unified"):
-            for depth in range(len(parts), -1, -1):
-                folder = mount.joinpath(*parts[:depth])
-                kills = to_number(table(content(folder / "memory.events")).get("oom_kill"))
-                if kills is not None:
-                    limit = to_number(content(folder / "memory.max").strip()) or 0
-                    return _cgroup_found(2, folder, kills, limit)
-    return None
-
-
-def _cgroup_found(version: int, folder: Path, kills: int, limit: int) -> dict[str, Any]:
-    limit = limit if limit < _NO_LIMIT else 0
-    return {"version": version, "path": str(folder), "oom_kill": kills, "limit": limit}
+    kills, limit = group.kills(), group.limit()
+    found = {
+        "version": group.version,
+        "path": group.folder,
+        "oom_kill": kills,
+        "limit": limit.limit,
+        "limit_source": limit.source,
+    }
+    text = f"v{group.version}, limit {size(limit.limit) if limit.limit else 'none'}"
+    if kills is None:
+        hint = (
+            f"{safe(group.source)} does not count oom_kill: an out-of-memory kill is known by the "
+            "whole machine's count alone: use Linux 4.13"
+        )
+        return Check("cgroup", found, label, f"{text}, kills not counted", [hint])
+    return Check("cgroup", found, label, f"{text}, {counted(kills, 'kill')} so far")
 
 
 def machine_kills(proc: Path = PROC) -> Check:
     """Whether the kernel counts the kills for want of memory on the whole machine."""
-    number = to_number(table(content(proc / "vmstat")).get("oom_kill"))
+    number = Cgroups(str(proc)).machine.kills()
     if number is None:
         hint = (
             "/proc/vmstat does not count oom_kill: out-of-memory kills are known by the cgroup "

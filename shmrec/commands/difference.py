@@ -10,13 +10,24 @@ from __future__ import annotations
 from typing import Final
 
 from shmrec.commands.screen import Part, Screen
-from shmrec.commands.timeline import thread_of
-from shmrec.commands.wording import age, arguments, cause, counted, moment, safe, size, some, who
+from shmrec.commands.stack_lines import call
+from shmrec.commands.timeline import inside_of, thread_of
+from shmrec.commands.wording import (
+    MAIN_THREAD,
+    age,
+    cause,
+    counted,
+    moment,
+    safe,
+    size,
+    some,
+    thread_said,
+    who,
+)
 from shmrec.comparison import (
     CAME,
     DIED,
     FINISHED,
-    GONE,
     LEFT,
     NEW,
     STILL,
@@ -25,6 +36,7 @@ from shmrec.comparison import (
     Comparison,
     SpanChange,
 )
+from shmrec.manifest import ENDED
 from shmrec.stillness import Stillness
 
 __all__ = ["print_difference"]
@@ -40,7 +52,6 @@ _SAID: Final = {
     WENT: "Went before, a ring's next owner is there instead",
 }
 _SAID_OF_RUNS: Final = {CAME: "Only in the later run", WENT: "Only in the earlier run"}
-_MAIN: Final = "MainThread"
 
 
 def print_difference(screen: Screen, found: Comparison, *, everything: bool = False) -> None:
@@ -111,7 +122,7 @@ def _spans(screen: Screen, found: Comparison, what: str, title: str, most: int) 
     those.sort(key=lambda pair: (pair[1].span.start_ns, pair[0].producer.index))
     screen.line()
     screen.line((title, "strong"))
-    threads = any((thread_of(span.span)) != _MAIN for _, span in those)
+    threads = any(thread_of(span.span) != MAIN_THREAD for _, span in those)
     headings = ["pid>", "label", "inside of", *_span_headings(what)]
     rows = [_span_row(change, span, threads) for change, span in those[:most]]
     screen.table(headings + ["thread"] * threads, rows, indent=2)
@@ -124,7 +135,7 @@ def _span_headings(what: str) -> list[str]:
 
 def _span_row(change: Change, found: SpanChange, threads: bool) -> list[Part]:
     span = found.span
-    inside = f"{safe(span.name)}  {arguments(span.args, _ARGUMENTS)}".rstrip()
+    inside = inside_of(span, _ARGUMENTS)
     row: list[Part] = [
         str(change.producer.pid),
         _ended(change),
@@ -144,7 +155,7 @@ def _ended(change: Change) -> str:
     """The label, and that it has ended."""
     state = change.producer.state
     label = safe(change.producer.label)
-    return f"{label} ({safe(state)})".lstrip() if state in GONE else label
+    return f"{label} ({safe(state)})".lstrip() if state in ENDED else label
 
 
 def _unmoved(screen: Screen, found: Comparison, most: int) -> None:
@@ -162,7 +173,7 @@ def _unmoved(screen: Screen, found: Comparison, most: int) -> None:
         if not thread.moved:
             producer = change.producer
             name = _thread_name(change, thread)
-            rows.append([str(producer.pid), safe(producer.label), name, safe(thread.frames[0])])
+            rows.append([str(producer.pid), safe(producer.label), name, call(thread.frames[0])])
     screen.table(["pid>", "label", "thread", "in"], rows[:most], indent=2)
     _more(screen, len(rows) - most)
     if moved:
@@ -175,7 +186,7 @@ def _thread_name(change: Change, thread: Stillness) -> str:
         for span in producer.open_spans if producer is not None else ():
             if span.thread == thread.thread != 0:
                 return thread_of(span)
-    return f"thread {thread.thread}" if thread.thread else f"thread {thread.ident:#x}"
+    return thread_said("", thread.thread, thread.ident)
 
 
 def _processes(screen: Screen, found: Comparison) -> None:
@@ -184,7 +195,7 @@ def _processes(screen: Screen, found: Comparison) -> None:
     rows: list[dict[str, Part]] = []
     for change in found.changes:
         # Those that had ended before did not change.
-        if change.before is not None and change.before.state in GONE and found.same_run:
+        if change.before is not None and change.before.state in ENDED and found.same_run:
             continue
         facts = change.facts
         row: dict[str, Part] = {

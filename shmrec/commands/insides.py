@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from shmrec.commands.screen import Part, Screen
-from shmrec.commands.stack_lines import stack_lines
+from shmrec.commands.stack_lines import call, stack_lines
 from shmrec.commands.timeline import thread_of
-from shmrec.commands.wording import age, arguments, counted, safe
+from shmrec.commands.wording import age, arguments, counted, safe, thread_said
 from shmrec.decoder import OpenSpan
 from shmrec.forensics import Finding, Thread
 
@@ -26,11 +26,10 @@ _IDLE: Final = 3
 
 def thread_named(thread: Thread) -> str:
     """A thread in words."""
-    name = safe(thread.name or (thread.stack.name if thread.stack is not None else ""))
-    number = f"thread {thread.thread}" if thread.thread else ""
-    if not name and not number and thread.stack is not None:
-        return f"the thread with ident {thread.stack.ident:#x}"
-    return f"{name} ({number})" if name and number else name or number or "a thread"
+    stack = thread.stack
+    name = thread.name or (stack.name if stack is not None else "")
+    said = thread_said(name, thread.thread, stack.ident if stack is not None else 0)
+    return f"{said} (thread {thread.thread})" if name and thread.thread else said
 
 
 def print_inside(screen: Screen, finding: Finding, *, stacks: bool = True) -> None:
@@ -99,8 +98,8 @@ def _idle(screen: Screen, threads: Sequence[Thread]) -> None:
     for thread in threads[:_IDLE]:
         stack = thread.stack
         assert stack is not None
-        frame = stack.innermost() or next(iter(stack.frames), None)
-        at = f"in {safe(frame.function)}  {safe(frame.place)}" if frame else "no call"
+        frame = stack.telling()
+        at = f"in {call(frame)}" if frame else "no call"
         screen.line((f"{thread_named(thread)}: {at}", "dim"), indent=4)
     if len(threads) > _IDLE:
         screen.line((f"and {counted(len(threads) - _IDLE, 'more thread')}", "dim"), indent=4)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-__all__ = ["content", "hidepid", "own_cgroups", "table", "to_mask", "to_number"]
+__all__ = ["content", "hidepid", "table", "to_mask", "to_number"]
 
 PROC: Final = "/proc"
 _READ_AT_MOST: Final = 1 << 18
@@ -41,17 +41,6 @@ def to_number(text: str | None) -> int | None:
 def to_mask(text: str | None) -> int:
     """A set of bits as the kernel writes it, in hexadecimal; 0 if it is none."""
     return int(text, 16) if text is not None and _MASK.match(text) else 0
-
-
-def own_cgroups(proc: Path) -> list[tuple[list[str], str]]:
-    """This process's cgroups: controllers, none for v2, and path: see cgroups(7)."""
-    found = []
-    for line in content(proc / "self" / "cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, colon, path = rest.partition(":")
-        if colon and number.isdigit():
-            found.append(([each for each in controllers.split(",") if each], path.lstrip("/")))
-    return found
 
 
 def hidepid(proc: Path) -> str:

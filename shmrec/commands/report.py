@@ -15,8 +15,8 @@ from typing import Final
 from shmrec.commands.blame import Rows, print_death, print_last, print_rows, print_suspect
 from shmrec.commands.reliability import print_losses, print_reliability
 from shmrec.commands.screen import Part, Screen
-from shmrec.commands.timeline import newest_first, thread_of
-from shmrec.commands.wording import age, arguments, moment, safe, size, some, who
+from shmrec.commands.timeline import inside_of, newest_first, thread_of
+from shmrec.commands.wording import MAIN_THREAD, age, cause, moment, safe, size, some, who
 from shmrec.forensics import Analysis, Culprit, Finding
 from shmrec.snapshot_file import Snapshot
 
@@ -30,7 +30,6 @@ _GROUPS: Final = 4
 _SPANS_IN_TABLE: Final = 3
 _ARGUMENTS_IN_TABLE: Final = 100
 _NAMED: Final = 4
-_MAIN: Final = "MainThread"
 _ORDER: Final = {"dead": 1, "stalled": 2, "running": 3, "exited": 4, "detached": 5}
 _HEADLINES: Final = {
     "request": ("Snapshot on request", "no reason given"),
@@ -124,17 +123,12 @@ def _others(screen: Screen, analysis: Analysis, more_dead: list[Finding]) -> Non
         _inside_of(screen, there)
     if told:
         screen.line()
-        ends = (f"{who(each.producer)}, {_end(each)}" for each in told)
+        ends = (f"{who(each.producer)}, {cause(each.producer)[0]}" for each in told)
         screen.line(f"Died before, told by an earlier snapshot: {some(ends, _NAMED)}.")
     if left:
         screen.line()
         names = some((who(each.producer) for each in left), _NAMED)
         screen.line(f"Left in order before: {names}.")
-
-
-def _end(finding: Finding) -> str:
-    cause = finding.producer.cause
-    return safe(cause.text) if cause is not None else "unknown"
 
 
 def _also(screen: Screen, analysis: Analysis, culprits: list[Culprit]) -> None:
@@ -165,7 +159,7 @@ def _inside_of(screen: Screen, findings: list[Finding]) -> None:
         if not spans:
             rows.append({**first, "inside of": ("nothing", "dim")})
         for span in spans[:_SPANS_IN_TABLE]:
-            inside = f"{safe(span.name)}  {arguments(span.args, _ARGUMENTS_IN_TABLE)}".rstrip()
+            inside = inside_of(span, _ARGUMENTS_IN_TABLE)
             inner: dict[str, Part] = {"inside of": (inside, "name"), "thread": thread_of(span)}
             rows.append({**first, **inner, "for>": age(finding.age_ns(span))})
             first = {}
@@ -175,6 +169,6 @@ def _inside_of(screen: Screen, findings: list[Finding]) -> None:
     # What says the same of everybody would only take room from the arguments.
     if all(finding.producer.state == "running" for finding in findings):
         headings.remove("state")
-    if all(row.get("thread", _MAIN) == _MAIN for row in rows):
+    if all(row.get("thread", MAIN_THREAD) == MAIN_THREAD for row in rows):
         headings.remove("thread")
     screen.table(headings, [[row.get(name, "") for name in headings] for row in rows], indent=2)

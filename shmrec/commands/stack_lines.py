@@ -15,12 +15,17 @@ from shmrec.commands.screen import Part
 from shmrec.commands.wording import counted, safe, some
 from shmrec.stack_text import Frame, ThreadStack
 
-__all__ = ["stack_lines"]
+__all__ = ["call", "stack_lines"]
 
 _WIDE: Final = 32
 _LIBRARY_RUN: Final = 2
 _APPLICATION_RUN: Final = 6
 _LIBRARIES_NAMED: Final = 4
+
+
+def call(frame: Frame) -> str:
+    """A call in a line with other things."""
+    return f"{safe(frame.function)}  {safe(frame.place)}"
 
 
 def stack_lines(stack: ThreadStack, most: int = 0) -> list[list[Part]]:

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from shmrec.commands.screen import Part
-from shmrec.commands.wording import age, arguments, safe
+from shmrec.commands.wording import age, arguments, safe, span_named, thread_said
 from shmrec.decoder import Event, OpenSpan
 from shmrec.events import BEGIN, COUNTER, END, EXCEPTION, LOG
 
-__all__ = ["event_parts", "newest_first", "thread_of"]
+__all__ = ["event_parts", "inside_of", "newest_first", "thread_of"]
 
 _STYLES: Final = {EXCEPTION.name: "bad", BEGIN.name: "good", END.name: "dim", COUNTER.name: "warn"}
 
@@ -53,6 +53,11 @@ def newest_first(spans: Iterable[OpenSpan]) -> list[OpenSpan]:
     return sorted(spans, key=lambda span: (span.start_ns, span.span), reverse=True)
 
 
+def inside_of(span: OpenSpan, limit: int = 0) -> str:
+    """The span for a column of a table; its arguments cut to `limit` characters."""
+    return span_named(span.name, span.args, limit, gap="  ")
+
+
 def thread_of(span: OpenSpan) -> str:
     """The thread's name, or its number where it has none."""
-    return safe(span.thread_name) or f"thread {span.thread}"
+    return thread_said(span.thread_name, span.thread)

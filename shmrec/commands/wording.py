@@ -11,10 +11,22 @@ from functools import lru_cache
 from typing import Final
 
 from shmrec.manifest import Producer
-from shmrec.phrases import LOST, age, arguments, counted, safe, size, some
+from shmrec.phrases import (
+    LOST,
+    MAIN_THREAD,
+    age,
+    arguments,
+    counted,
+    safe,
+    size,
+    some,
+    span_named,
+    thread_said,
+)
 
 __all__ = [
     "LOST",
+    "MAIN_THREAD",
     "age",
     "arguments",
     "cause",
@@ -24,6 +36,8 @@ __all__ = [
     "safe",
     "size",
     "some",
+    "span_named",
+    "thread_said",
     "wall",
     "who",
 ]

@@ -7,19 +7,14 @@ import signal
 
 import pytest
 
-import shmrec
 from shmrec.manifest import Producer
-from tests.conftest import leftovers, wait_until
+from tests.conftest import by_pid, leftovers, wait_until
 from tests.integrations.gunicorn_service import Start, configure
 from tests.integrations.watched import MASTER, WORKER
 
 SYNC = pytest.param(("-k", "sync"), id="sync")
 GTHREAD = pytest.param(("-k", "gthread", "--threads", "4"), id="gthread")
 GEVENT = pytest.param(("-k", "gevent"), id="gevent")
-
-
-def by_pid(snapshot: shmrec.Snapshot, pid: int) -> Producer:
-    return next(producer for producer in snapshot.producers if producer.pid == pid)
 
 
 def paths_in(producer: Producer) -> list[object]:

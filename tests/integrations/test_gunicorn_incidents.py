@@ -6,7 +6,6 @@ which function.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -17,13 +16,13 @@ import pytest
 
 import shmrec
 from shmrec.forensics import Analysis, Finding, analyse
+from tests.cgroups import little_memory
 from tests.conftest import wait_until
 from tests.integrations.gunicorn_service import Service, Start, configure, version
 from tests.integrations.watched import MASTER, WORKER
 
 APP: Final = "tests.integrations.failing_app:app"
 ASGI: Final = "tests.integrations.failing_app:asgi"
-CGROUPS: Final = Path("/sys/fs/cgroup/memory")
 LIMIT: Final = 256 << 20
 
 
@@ -162,30 +161,15 @@ def test_a_hosts_own_hook_still_runs_when_a_worker_is_aborted(start: Start) -> N
 
 
 @pytest.fixture
-def little_memory() -> Iterator[Path]:
-    """A memory cgroup with a limit."""
-    group = CGROUPS / f"shmrec-test-{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(LIMIT))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            group.rmdir()
-        pytest.skip(f"no memory cgroup can be made here: {error}")
-    yield group
-
-    def removed() -> bool:
-        with contextlib.suppress(OSError):
-            group.rmdir()
-        return not group.exists()
-
-    wait_until(removed)
+def cgroup() -> Iterator[Path]:
+    with little_memory(LIMIT) as made:
+        yield made
 
 
-def test_out_of_memory(little_memory: Path, start: Start) -> None:
+def test_out_of_memory(cgroup: Path, start: Start) -> None:
     service = start("-w", "2", app=APP)
     # All that it will start is in there too, as in a container.
-    (little_memory / "cgroup.procs").write_text(str(service.pid))
+    (cgroup / "cgroup.procs").write_text(str(service.pid))
     service.ready(workers=2)
     begin(service, "/memory")
     service.let_out("view")

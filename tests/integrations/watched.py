@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from pathlib import Path
@@ -12,10 +11,11 @@ from shmrec import process
 from shmrec.errors import ShmrecError
 from shmrec.layout import Verb
 from shmrec.requests import ask
-from shmrec.ring import Entry, RingReader
+from shmrec.ring import Entry
 from shmrec.segment import open_segment
 from shmrec.wakeup import open_wakeup
 from tests.conftest import WAIT_SECONDS, snapshots, wait_until
+from tests.recordings import rings
 
 MASTER = "gunicorn master"
 WORKER = "gunicorn worker"
@@ -23,12 +23,7 @@ WORKER = "gunicorn worker"
 
 def catches(pid: int, number: int) -> bool:
     """Whether the process has a handler for the signal."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "SigCgt":
-                return bool(int(value, 16) >> (number - 1) & 1)
-    return False
+    return bool(process.signals(pid).caught & process.signal_bit(number))
 
 
 class Watched:
@@ -43,11 +38,7 @@ class Watched:
         """Everybody who has a place in the recording."""
         try:
             with open_segment(self.recording, writable=False) as segment:
-                readers = [
-                    RingReader(segment.view, segment.words, segment.geometry, index)
-                    for index in range(segment.geometry.producers)
-                ]
-                found = [reader.entry() for reader in readers if reader.incarnation()]
+                found = [reader.entry() for reader in rings(segment)]
         except ShmrecError:
             return []
         self._seen.update(

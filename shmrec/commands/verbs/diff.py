@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from shmrec import store
+from shmrec.commands.analysisform import frame_objects
 from shmrec.commands.difference import print_difference
 from shmrec.commands.jsonform import dumps
 from shmrec.commands.parameters import directory_option, json_option, open_snapshot
@@ -133,8 +134,8 @@ def _change(change: Change) -> dict[str, Any]:
                 "thread": each.thread or None,
                 "ident": each.ident,
                 "moved": each.moved,
-                "frames": each.frames,
-                "earlier_frames": each.earlier,
+                "frames": frame_objects(each.frames),
+                "earlier_frames": frame_objects(each.earlier),
             }
             for each in change.threads
         ],

@@ -12,8 +12,8 @@ from shmrec import live
 from shmrec.commands.jsonform import dumps, live_object, recording_object
 from shmrec.commands.parameters import json_option, open_recording, recording_arguments
 from shmrec.commands.screen import Part, Screen
-from shmrec.commands.timeline import newest_first, thread_of
-from shmrec.commands.wording import age, arguments, counted, safe, some
+from shmrec.commands.timeline import inside_of, newest_first, thread_of
+from shmrec.commands.wording import age, counted, safe, some
 
 _ARGUMENTS: Final = 120
 _SPANS: Final = 12
@@ -71,9 +71,8 @@ def command(name: str | None, path: str | None, everything: bool, as_json: bool)
         screen.table(headings, [row for each in shown for row in _rows(each, now_ns)], indent=2)
     if gone:
         pids = some(str(each.entry.pid) for each in gone)
-        processes = "1 process" if len(gone) == 1 else f"{len(gone)} processes"
         screen.line()
-        screen.line(f"{processes} left in order: pid {pids}", indent=2)
+        screen.line(f"{counted(len(gone), 'process')} left in order: pid {pids}", indent=2)
     for each in producers:
         for note in each.damage[:3]:
             screen.line((f"pid {each.entry.pid}: {safe(note)}", "warn"), indent=2)
@@ -104,7 +103,7 @@ def _rows(producer: live.LiveProducer, now_ns: int) -> list[list[Part]]:
                 rows.append([*first, "", f"and {len(spans) - shown} more", ""])
                 return rows
             thread = "" if number else thread_of(span)
-            inside = f"{safe(span.name)}  {arguments(span.args, _ARGUMENTS)}".rstrip()
+            inside = inside_of(span, _ARGUMENTS)
             lasted = age(max(0, reference - span.start_ns))
             rows.append([*first, (thread, "dim"), (inside, "name"), lasted])
             first = [""] * len(first)

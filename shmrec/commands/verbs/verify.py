@@ -63,8 +63,8 @@ def _print(found: dict[str, Any]) -> None:
         counts = ", ".join(
             (
                 counted(held["events"], "event"),
-                "1 process" if held["producers"] == 1 else f"{held['producers']} processes",
-                "1 batch" if held["batches"] == 1 else f"{held['batches']:,} batches",
+                counted(held["producers"], "process"),
+                counted(held["batches"], "batch"),
                 size(found["size"]),
             )
         )
