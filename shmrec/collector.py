@@ -208,7 +208,8 @@ class Collector:
         text, status = "", Status.DONE
         try:
             if plan.trigger == "death":
-                plan.stacks.update(self._stacks_of())
+                # Those that were taken when a trigger fired are what it is about.
+                plan.stacks = self._stacks_of() | plan.stacks
             if plan.refusal:
                 self.settings.log(f"no snapshot of {plan.reason}: {plan.refusal}")
             else:
