@@ -64,6 +64,14 @@ def _prepare_for_many() -> None:
     fence.barrier()
 
 
+def _told(error: Exception) -> str:
+    """What went wrong on one line; and where, if it was not foreseen."""
+    if isinstance(error, ShmrecError):
+        return str(error)
+    trace = traceback.format_exception(error)[-2:]
+    return f"unexpected: {' '.join(' '.join(trace).split())}"
+
+
 class Collector:
     """Serves one recording until told to stop, or until nobody is left (`Settings.linger`)."""
 
@@ -152,8 +160,7 @@ class Collector:
             self._failures += 1
             if self._failures >= _FAILURES:
                 raise
-            trace = traceback.format_exception(error)[-2:]
-            self.settings.log(f"unexpected: {' '.join(' '.join(trace).split())}; going on")
+            self.settings.log(f"{_told(error)}; going on")
             time.sleep(_FAILURE_SECONDS)
 
     def _turn(self) -> None:
@@ -216,10 +223,11 @@ class Collector:
                 text = str(self._snapshot(plan, last=last))
         except CaptureStopped:
             return
-        except ShmrecError as error:
+        except Exception as error:
+            # Also what was not foreseen: whoever waits is answered, and deaths are tried later.
             self._alarms.failed(plan)
-            self.settings.log(f"no snapshot of {plan.reason}: {error}")
-            text, status = str(error), Status.FAILED
+            text, status = _told(error), Status.FAILED
+            self.settings.log(f"no snapshot of {plan.reason}: {text}")
         else:
             self._alarms.done(plan)
             self.roster.bury(plan.deaths)
@@ -303,9 +311,9 @@ class Collector:
     def _answer(self, plan: Plan, names: Callable[[], Iterator[str]] | None = None) -> None:
         try:
             text, status = str(self._snapshot(plan, names=names)), Status.DONE
-        except ShmrecError as error:
-            text, status = str(error), Status.FAILED
-            self.settings.log(f"no snapshot: {error}")
+        except Exception as error:
+            text, status = _told(error), Status.FAILED
+            self.settings.log(f"no snapshot: {text}")
         for request in plan.requests:
             requests.answer(self.segment, request, text, status)
 

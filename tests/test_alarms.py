@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import shmrec
-from shmrec import requests, store
+from shmrec import capture, requests, store
 from shmrec.collector import Collector
 from shmrec.errors import CollectorError, RequestFailedError, SuppressedError
 from shmrec.incidents import Plan
@@ -214,6 +214,37 @@ def test_deaths_beyond_the_daily_cap_are_counted_and_their_rings_are_free(
     [path] = snapshots(tmp_path)
     [dead] = suspects(shmrec.read(path))
     assert dead.state == "dead"
+
+
+def test_what_nobody_foresaw_leaves_nobody_waiting_and_the_death_is_told_later(
+    recording_name: str,
+    tmp_path: Path,
+    producer: Callable[[], Script],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[str] = []
+    take = capture.take
+
+    def fail(segment: Segment, order: capture.Order) -> Path:
+        taken.append(order.trigger)
+        raise UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed")
+
+    monkeypatch.setattr(capture, "take", fail)
+    monkeypatch.setattr("shmrec.incidents._RETRY_NS", 200_000_000)
+    with serving(recording_name, tmp_path, "death interval=0", "log interval=0") as collector:
+        victim = producer()
+        wait_until(lambda: len(collector.roster.watcher.watched) == 1)
+        for verb in (Verb.SNAPSHOT, Verb.TRANSFER, Verb.TRIGGER):
+            with pytest.raises(RequestFailedError, match="unexpected: .*UnicodeEncodeError"):
+                ask(recording_name, verb, TRIGGERS.index("log"), 1)
+        victim.kill()
+        victim.wait()
+        wait_until(lambda: taken.count("death") == 2)
+        monkeypatch.setattr(capture, "take", take)
+        [dead] = suspects(found(tmp_path, "death"))
+    assert dead.pid == victim.pid
+    # In no turn of the loop, but at its time.
+    assert len(taken) <= 6
 
 
 @pytest.mark.parametrize(("ago", "first"), [(590, False), (610, True)])
