@@ -42,7 +42,7 @@ from shmrec.stack_area import Asking, take_stacks
 from shmrec.takeover import Settings
 from shmrec.wakeup import open_wakeup, remove_wakeup, wake
 
-__all__ = ["Collector"]
+__all__ = ["Collector", "spare_signals"]
 
 Taken = dict[tuple[int, int], list[Stack]]
 
@@ -53,6 +53,21 @@ _LAST_LOCK_SECONDS: Final = 0.2
 _UNUSED_SECONDS: Final = 60.0
 _FAILURES: Final = 20
 _FAILURE_SECONDS: Final = 0.2
+_SPARED: Final = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+def spare_signals() -> None:
+    """Outlive the signals that may be triggers, whether they are or not; from the main thread.
+
+    No program that is started inherits this, as it would if they were ignored.
+    """
+    for number in _SPARED:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _nothing)
+
+
+def _nothing(*_: object) -> None:
+    """What a signal that is no trigger does."""
 
 
 def _prepare_for_many() -> None:
@@ -125,12 +140,13 @@ class Collector:
     def handle_signals(self) -> None:
         """Let SIGTERM and SIGINT stop the loop, and others be triggers; from the main thread."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        spare_signals()
         handlers = self._alarms.handlers()
         handlers.update(dict.fromkeys((signal.SIGTERM, signal.SIGINT), self.stop))
         for number, handler in handlers.items():
             signal.signal(number, handler)
         # Whoever launched us may have had them blocked.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*handlers, *_SPARED})
 
     def _forward_wakeups(self) -> None:
         while not self.stopping:

@@ -235,7 +235,7 @@ def test_what_nobody_foresaw_leaves_nobody_waiting_and_the_death_is_told_later(
         victim = producer()
         wait_until(lambda: len(collector.roster.watcher.watched) == 1)
         for verb in (Verb.SNAPSHOT, Verb.TRANSFER, Verb.TRIGGER):
-            with pytest.raises(RequestFailedError, match="unexpected: .*UnicodeEncodeError"):
+            with pytest.raises(RequestFailedError, match=r"unexpected: .*UnicodeEncodeError"):
                 ask(recording_name, verb, TRIGGERS.index("log"), 1)
         victim.kill()
         victim.wait()
