@@ -219,7 +219,13 @@ class Collector:
 
     def _take_stacks(self, wanted: Callable[[Watched], bool]) -> Taken:
         chosen = [watched for watched in self.roster.living() if wanted(watched)]
-        asking = [Asking(self._readers[each.index].entry(), each.pidfd) for each in chosen]
+        entries = ((each, self._readers[each.index].entry()) for each in chosen)
+        asking = [
+            Asking(entry, each.pidfd)
+            for each, entry in entries
+            # What an entry says of signals is of its owner, who may be another one by now.
+            if (entry.incarnation, entry.pid) == (each.incarnation, each.pid)
+        ]
         return take_stacks(self.segment, asking, stop=lambda: self.stopping)
 
     def _take_what_is_due(self, *, last: bool = False) -> None:
