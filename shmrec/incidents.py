@@ -202,6 +202,8 @@ class Incidents:
         """There is no snapshot: deaths are tried again, the rest is given up."""
         if plan.deaths:
             self._death_allowed = max(plan.made_ns + self._death.interval_ns, now + _RETRY_NS)
+        for each in plan.pending:
+            self.limits.failed(each.trigger)
         self._forget(plan)
 
     def _forget(self, plan: Plan) -> None:

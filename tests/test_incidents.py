@@ -150,6 +150,24 @@ def test_a_snapshot_that_failed_is_tried_again_for_deaths_and_uses_up_no_limit()
     assert waiting.due([], now + DAY) is None
 
 
+def test_snapshots_that_could_not_be_written_do_not_use_up_the_day() -> None:
+    waiting = incidents("slow_span 5s window=1s interval=30s daily=2")
+    trigger = parse("slow_span 5s window=1s interval=30s daily=2")
+    now = 0
+    for _ in range(5):
+        assert waiting.fire(trigger, "slow", now) == ""
+        at, plan = when(waiting, now)
+        waiting.failed(plan, at)
+        # A disk that is full is not tried more often than one that is not.
+        assert "one in 30 s" in waiting.fire(trigger, "slow", now + 29 * SECOND)
+        now += 30 * SECOND
+    for _ in range(2):
+        assert waiting.fire(trigger, "slow", now) == ""
+        waiting.done(when(waiting, now)[1])
+        now += 30 * SECOND
+    assert "2 snapshots in 24 h" in waiting.fire(trigger, "slow", now)
+
+
 def test_a_death_does_not_wait_for_a_window_and_takes_its_own_suspect_along() -> None:
     waiting = incidents()
     other = parse("stall 5s window=3s")
