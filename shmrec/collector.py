@@ -94,7 +94,6 @@ class Collector:
         self.segment = segment
         self.settings = settings
         self.stopping = False
-        self.snapshots: list[Path] = []
         self.roster = Roster(segment)
         self._readers = [
             RingReader(segment.view, segment.words, segment.geometry, index)
@@ -236,7 +235,7 @@ class Collector:
             self.settings.log(f"{death.describe()}")
         text, status = "", Status.DONE
         try:
-            if plan.trigger == "death":
+            if plan.trigger == "death" and not plan.refusal:
                 # Those that were taken when a trigger fired are what it is about.
                 plan.stacks = self._stacks_of() | plan.stacks
             if plan.refusal:
@@ -285,16 +284,22 @@ class Collector:
         )
         self.segment.bump("snapshots")
         if names is None:
-            self.snapshots.append(path)
             if plan.trigger != REQUEST:
                 # Who asks for one is told its path; of these nobody else speaks.
                 self.settings.log(f"snapshot ({plan.reason}): {path}")
+            self._enforce_quota()
+        return path
+
+    def _enforce_quota(self) -> None:
+        try:
             store.enforce_quota(
                 self.settings.directory,
                 count=self.settings.quota_count,
                 size=self.settings.quota_bytes,
             )
-        return path
+        except Exception as error:
+            # The snapshot is on disk all the same: it must not be taken again because of this.
+            self.settings.log(f"old snapshots could not be removed: {_told(error)}")
 
     def _serve(self) -> None:
         """Answer the requests that wait; those for snapshots share one."""

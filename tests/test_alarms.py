@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -245,6 +246,46 @@ def test_what_nobody_foresaw_leaves_nobody_waiting_and_the_death_is_told_later(
     assert dead.pid == victim.pid
     # In no turn of the loop, but at its time.
     assert len(taken) <= 6
+
+
+def test_what_cannot_be_removed_makes_no_snapshot_fail(
+    recording_name: str,
+    tmp_path: Path,
+    producer: Callable[[], Script],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(store, "enforce_quota", fail)
+    monkeypatch.setattr("shmrec.incidents._RETRY_NS", 0)
+    with serving(recording_name, tmp_path, "death interval=0") as collector:
+        victim = producer()
+        wait_until(lambda: len(collector.roster.watcher.watched) == 1)
+        assert ask(recording_name, Verb.SNAPSHOT, 0, 0).producers
+        victim.kill()
+        victim.wait()
+        wait_until(lambda: not collector.roster.watcher.watched)
+        ask(recording_name, Verb.SNAPSHOT, 0, 0)
+    assert len(snapshots(tmp_path, "death")) == 1
+
+
+def test_nobody_is_asked_for_stacks_where_there_is_no_snapshot(
+    recording_name: str, tmp_path: Path, producer: Callable[[], Script]
+) -> None:
+    with serving(recording_name, tmp_path, "death daily=1 interval=0") as collector:
+        collector.settings.stacks = "all"
+        asked: list[object] = []
+        take = collector._take_stacks
+        collector._take_stacks = lambda wanted: asked.append(wanted) or take(wanted)  # type: ignore
+        for number in (1, 2):
+            victim = producer()
+            wait_until(lambda: len(collector.roster.watcher.watched) == 1)
+            victim.kill()
+            victim.wait()
+            wait_until(lambda: not collector.roster.watcher.watched)
+            assert suppressed(recording_name).get("death", 0) == number - 1
+        assert len(asked) == 1
 
 
 @pytest.mark.parametrize(("ago", "first"), [(590, False), (610, True)])
