@@ -54,6 +54,7 @@ class Alarms:
         self._lookout = Lookout(readers, every)
         self._next_look = 0
         self._signalled: list[int] = []
+        self._to_ask: dict[int, None] | None = None
         self._by_signal = {each.signal: each for each in every if each.kind == "signal"}
         self._last_wall = store.last_of_incident(settings.directory, settings.name)
 
@@ -74,7 +75,10 @@ class Alarms:
         return min((wait for wait in waits if wait is not None), default=None)
 
     def look_around(self, live: Iterable[int], now: int) -> None:
-        """Fire what was signalled, and what shows in the rings of those who live."""
+        """Fire what was signalled, and what shows in the rings of those who live.
+
+        And take the stacks of all that are suspects since the last time.
+        """
         while self._signalled:
             found = self._by_signal[self._signalled.pop(0)]
             self._fire(found, f"signal {found.name}", now)
@@ -83,6 +87,11 @@ class Alarms:
             for finding in self._lookout.look(live, now):
                 ring = finding.ring, finding.incarnation
                 self._fire(finding.trigger, finding.reason, now, [ring])
+        if self._to_ask is not None:
+            # Now, and not after the window: what they do meanwhile is not what was asked. All at
+            # once: one that does not answer takes as long as many.
+            suspects, self._to_ask = self._to_ask, None
+            self._incidents.add_stacks(self._stacks_of(suspects))
 
     def holds(self, request: Request) -> bool:
         """Whether the request waits for its snapshot here."""
@@ -123,8 +132,7 @@ class Alarms:
                 text = f"no snapshot ({reason}): {refusal}; it was counted"
                 requests.answer(self._segment, request, text, Status.SUPPRESSED)
         elif trigger.kind in _STACKS and self._settings.stacks != "none":
-            # Now, and not after the window: what they do meanwhile is not what was asked.
-            self._incidents.add_stacks(self._stacks_of([index for index, _ in rings]))
+            self._to_ask = (self._to_ask or {}) | dict.fromkeys(index for index, _ in rings)
 
     def due(self, deaths: Sequence[Death], *, last: bool = False) -> Plan | None:
         """What is to be snapshotted now; see `Incidents.due`."""

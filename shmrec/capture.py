@@ -128,7 +128,9 @@ def take_cold(segment: Segment, order: Order) -> Path:
     if last < _NO_CUT:
         header.taken_mono_ns = last
         began = segment.word("created_mono_ns")
-        header.taken_wall_ns = segment.word("created_wall_ns") + last - began
+        wall = segment.word("created_wall_ns") + last - began
+        if 0 <= wall < _NO_CUT:
+            header.taken_wall_ns = wall
     return _write(segment, order, header, {})
 
 

@@ -42,7 +42,7 @@ from shmrec.stack_area import Asking, take_stacks
 from shmrec.takeover import Settings
 from shmrec.wakeup import open_wakeup, remove_wakeup, wake
 
-__all__ = ["Collector"]
+__all__ = ["Collector", "spare_signals"]
 
 Taken = dict[tuple[int, int], list[Stack]]
 
@@ -53,6 +53,21 @@ _LAST_LOCK_SECONDS: Final = 0.2
 _UNUSED_SECONDS: Final = 60.0
 _FAILURES: Final = 20
 _FAILURE_SECONDS: Final = 0.2
+_SPARED: Final = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+def spare_signals() -> None:
+    """Outlive the signals that may be triggers, whether they are or not; from the main thread.
+
+    No program that is started inherits this, as it would if they were ignored.
+    """
+    for number in _SPARED:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _nothing)
+
+
+def _nothing(*_: object) -> None:
+    """What a signal that is no trigger does."""
 
 
 def _prepare_for_many() -> None:
@@ -64,6 +79,14 @@ def _prepare_for_many() -> None:
     fence.barrier()
 
 
+def _told(error: Exception) -> str:
+    """What went wrong on one line; and where, if it was not foreseen."""
+    if isinstance(error, ShmrecError):
+        return str(error)
+    trace = traceback.format_exception(error)[-2:]
+    return f"unexpected: {' '.join(' '.join(trace).split())}"
+
+
 class Collector:
     """Serves one recording until told to stop, or until nobody is left (`Settings.linger`)."""
 
@@ -71,7 +94,6 @@ class Collector:
         self.segment = segment
         self.settings = settings
         self.stopping = False
-        self.snapshots: list[Path] = []
         self.roster = Roster(segment)
         self._readers = [
             RingReader(segment.view, segment.words, segment.geometry, index)
@@ -117,12 +139,13 @@ class Collector:
     def handle_signals(self) -> None:
         """Let SIGTERM and SIGINT stop the loop, and others be triggers; from the main thread."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        spare_signals()
         handlers = self._alarms.handlers()
         handlers.update(dict.fromkeys((signal.SIGTERM, signal.SIGINT), self.stop))
         for number, handler in handlers.items():
             signal.signal(number, handler)
         # Whoever launched us may have had them blocked.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*handlers, *_SPARED})
 
     def _forward_wakeups(self) -> None:
         while not self.stopping:
@@ -152,8 +175,7 @@ class Collector:
             self._failures += 1
             if self._failures >= _FAILURES:
                 raise
-            trace = traceback.format_exception(error)[-2:]
-            self.settings.log(f"unexpected: {' '.join(' '.join(trace).split())}; going on")
+            self.settings.log(f"{_told(error)}; going on")
             time.sleep(_FAILURE_SECONDS)
 
     def _turn(self) -> None:
@@ -196,7 +218,13 @@ class Collector:
 
     def _take_stacks(self, wanted: Callable[[Watched], bool]) -> Taken:
         chosen = [watched for watched in self.roster.living() if wanted(watched)]
-        asking = [Asking(self._readers[each.index].entry(), each.pidfd) for each in chosen]
+        entries = ((each, self._readers[each.index].entry()) for each in chosen)
+        asking = [
+            Asking(entry, each.pidfd)
+            for each, entry in entries
+            # What an entry says of signals is of its owner, who may be another one by now.
+            if (entry.incarnation, entry.pid) == (each.incarnation, each.pid)
+        ]
         return take_stacks(self.segment, asking, stop=lambda: self.stopping)
 
     def _take_what_is_due(self, *, last: bool = False) -> None:
@@ -207,18 +235,20 @@ class Collector:
             self.settings.log(f"{death.describe()}")
         text, status = "", Status.DONE
         try:
-            if plan.trigger == "death":
-                plan.stacks.update(self._stacks_of())
+            if plan.trigger == "death" and not plan.refusal:
+                # Those that were taken when a trigger fired are what it is about.
+                plan.stacks = self._stacks_of() | plan.stacks
             if plan.refusal:
                 self.settings.log(f"no snapshot of {plan.reason}: {plan.refusal}")
             else:
                 text = str(self._snapshot(plan, last=last))
         except CaptureStopped:
             return
-        except ShmrecError as error:
+        except Exception as error:
+            # Also what was not foreseen: whoever waits is answered, and deaths are tried later.
             self._alarms.failed(plan)
-            self.settings.log(f"no snapshot of {plan.reason}: {error}")
-            text, status = str(error), Status.FAILED
+            text, status = _told(error), Status.FAILED
+            self.settings.log(f"no snapshot of {plan.reason}: {text}")
         else:
             self._alarms.done(plan)
             self.roster.bury(plan.deaths)
@@ -254,16 +284,22 @@ class Collector:
         )
         self.segment.bump("snapshots")
         if names is None:
-            self.snapshots.append(path)
             if plan.trigger != REQUEST:
                 # Who asks for one is told its path; of these nobody else speaks.
                 self.settings.log(f"snapshot ({plan.reason}): {path}")
+            self._enforce_quota()
+        return path
+
+    def _enforce_quota(self) -> None:
+        try:
             store.enforce_quota(
                 self.settings.directory,
                 count=self.settings.quota_count,
                 size=self.settings.quota_bytes,
             )
-        return path
+        except Exception as error:
+            # The snapshot is on disk all the same: it must not be taken again because of this.
+            self.settings.log(f"old snapshots could not be removed: {_told(error)}")
 
     def _serve(self) -> None:
         """Answer the requests that wait; those for snapshots share one."""
@@ -302,9 +338,9 @@ class Collector:
     def _answer(self, plan: Plan, names: Callable[[], Iterator[str]] | None = None) -> None:
         try:
             text, status = str(self._snapshot(plan, names=names)), Status.DONE
-        except ShmrecError as error:
-            text, status = str(error), Status.FAILED
-            self.settings.log(f"no snapshot: {error}")
+        except Exception as error:
+            text, status = _told(error), Status.FAILED
+            self.settings.log(f"no snapshot: {text}")
         for request in plan.requests:
             requests.answer(self.segment, request, text, status)
 

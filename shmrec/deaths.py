@@ -148,10 +148,6 @@ class Watcher:
             self._told.pop(known.pid, None)
             known.close()
 
-    def pidfds(self) -> list[int]:
-        """The descriptors that become readable at a death."""
-        return [watched.pidfd for watched in self.watched.values() if watched.pidfd >= 0]
-
     def told(self, pid: int, status: int, source: str = HOST) -> None:
         """The word of `source` on how a process ended; it may come before we knew the process."""
         if 0 <= status <= _STATUS_AT_MOST:
@@ -182,7 +178,10 @@ class Watcher:
 
     def cause(self, watched: Watched) -> Cause | None:
         """How it ended, or None while no source tells."""
-        status = _exit_status(watched.pidfd)
+        status = None
+        # Whatever it is that the kernel, or a filter of system calls, says instead of it.
+        with contextlib.suppress(OSError):
+            status = _exit_status(watched.pidfd)
         if status is not None:
             return cause_of_status(status, "kernel (pidfd)")
         seen = process.stat(watched.pid)

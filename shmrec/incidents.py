@@ -35,7 +35,7 @@ STATUS_NS: Final = 20_000_000
 """How long until the next look for the cause of a death."""
 _RETRY_NS: Final = 5_000_000_000
 _PATIENCE_NS: Final = 500_000_000
-"""How long a firing whose time has come waits for deaths to become ready."""
+"""How long what could be snapshotted waits for deaths to become ready."""
 _HELD_AT_MOST: Final = REQUESTS // 2
 _SUSPECTS_AT_MOST: Final = 256
 
@@ -139,7 +139,7 @@ class Incidents:
 
     def wait_ns(self, deaths: Sequence[Death], now: int) -> int | None:
         """How long until `due` may have a plan or more is to be learnt; None: until told."""
-        settling = _settling(deaths, now)
+        settling = self._settling(deaths, now)
         patience = _PATIENCE_NS if settling else 0
         times = [each.due_ns + patience for each in self._pending]
         if any(death.cause is None for death in deaths):
@@ -153,7 +153,7 @@ class Incidents:
     def due(self, deaths: Sequence[Death], now: int, *, last: bool = False) -> Plan | None:
         """What is to be snapshotted now; with `last` everything that waits."""
         ready = [death for death in deaths if death.cause is not None]
-        settling = _settling(deaths, now)
+        settling = self._settling(deaths, now)
         patience = _PATIENCE_NS if settling else 0
         fired = [each for each in self._pending if last or now >= each.due_ns + patience]
         dying = bool(ready) and (last or (not settling and now >= self._death_allowed))
@@ -202,18 +202,24 @@ class Incidents:
         """There is no snapshot: deaths are tried again, the rest is given up."""
         if plan.deaths:
             self._death_allowed = max(plan.made_ns + self._death.interval_ns, now + _RETRY_NS)
+        for each in plan.pending:
+            self.limits.failed(each.trigger)
         self._forget(plan)
 
     def _forget(self, plan: Plan) -> None:
         self._pending = [each for each in self._pending if each not in plan.pending]
-        for ring in plan.stacks if self._pending else list(self._stacks):
-            del self._stacks[ring]
+        wanted = {ring for each in self._pending for ring in each.suspects}
+        self._stacks = {ring: found for ring, found in self._stacks.items() if ring in wanted}
 
-
-def _settling(deaths: Sequence[Death], now: int) -> bool:
-    """Whether more is about to be known of deaths: their causes, or others that come with them."""
-    ready = [death.noticed_ns for death in deaths if death.cause is not None]
-    return len(ready) < len(deaths) or (bool(ready) and now < min(ready) + COALESCE_NS)
+    def _settling(self, deaths: Sequence[Death], now: int) -> bool:
+        """Whether more is about to be known of deaths: causes, or others that come with them."""
+        ready = [death.noticed_ns for death in deaths if death.cause is not None]
+        if not ready:
+            return bool(deaths)
+        if len(ready) == len(deaths):
+            return now < min(ready) + COALESCE_NS
+        # Where they die one after the other, there is always one of which more is to be known.
+        return now < max(min(ready), self._death_allowed) + _PATIENCE_NS
 
 
 def _of_deaths(deaths: Sequence[Death]) -> str:

@@ -176,9 +176,9 @@ class Memory:
             self._window = start.ns, now.ns
             found: dict[str, Any] = {
                 "limit": self._tally.limit.limit,
-                "limit_source": self._tally.limit.source,
+                "limit_source": _shown(self._tally.limit.source),
                 "kills": max(0, now.kills - start.kills),
-                "source": tally.source.source,
+                "source": _shown(tally.source.source),
                 "whole_machine": tally is self._machine,
                 "window_ns": now.ns - start.ns,
                 "risen_ns": tally.risen_ns,
@@ -189,3 +189,8 @@ class Memory:
                 found["current"], found["peak"] = tally.source.current(), tally.source.peak()
             return found
         return {}
+
+
+def _shown(path: str) -> str:
+    """The path as a text: a cgroup's name may be any bytes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

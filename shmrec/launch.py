@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from shmrec import process
@@ -25,6 +25,7 @@ __all__ = ["start_collector", "stop_collector"]
 START_SECONDS: Final = 20.0
 READY: Final = "ready"
 RUNNING: Final = "running"
+_FOR_GROUPS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 def start_collector(
@@ -60,13 +61,14 @@ def start_collector(
         command += ["--trigger", text]
     read_end, write_end = os.pipe()
     try:
-        starter = subprocess.Popen(
-            [*command, "--ready-fd", str(write_end)],
-            pass_fds=[write_end],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env=_environment(),
-        )
+        with _blocked():
+            starter = subprocess.Popen(
+                [*command, "--ready-fd", str(write_end)],
+                pass_fds=[write_end],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=_environment(),
+            )
     except OSError as error:
         os.close(read_end)
         raise CollectorError(f"cannot start a collector: {error}") from error
@@ -85,6 +87,19 @@ def start_collector(
     if word == RUNNING:
         raise CollectorRunningError(rest)
     raise CollectorError(rest or f"the collector of {name!r} ended without a word")
+
+
+@contextlib.contextmanager
+def _blocked() -> Iterator[None]:
+    """Block in this thread, and so in what it starts, what may come for a whole process group.
+
+    The collector leaves the group, and unblocks them when it knows what to do with them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_GROUPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _environment() -> dict[str, str]:

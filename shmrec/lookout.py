@@ -240,7 +240,7 @@ def _newest(reader: RingReader, since: int) -> list[Batch]:
     """
     found: list[Batch] = []
     whole = False
-    for head in reversed(reader.scan().heads[-2 * _PREAMBLES :]):
+    for head in reversed(reader.newest(2 * _PREAMBLES)):
         batch = reader.copy(head)
         if batch is None:
             break

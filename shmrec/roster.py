@@ -80,8 +80,7 @@ class Roster:
 
     def pidfds(self) -> list[int]:
         """The descriptors that become readable at a death not noticed yet."""
-        pending = {death.watched.pidfd for death in self.deaths}
-        return [fd for fd in self.watcher.pidfds() if fd not in pending]
+        return [each.pidfd for each in self.living() if each.pidfd >= 0]
 
     def living(self) -> list[Watched]:
         """Those who are there, as far as has been noticed."""
@@ -199,10 +198,11 @@ class Roster:
             self._segment.words[ENTRY.word("ended_ns", at)] = now
             self.deaths.append(Death(watched, entry.label, now))
         for death in list(self.deaths):
-            if death.cause is None:
-                death.cause = self.watcher.cause(death.watched)
-                if death.cause is None and now - death.noticed_ns > _CAUSE_NS:
-                    death.cause = UNKNOWN
+            if death.cause in (None, UNKNOWN):
+                # Word may come late, but before the snapshot.
+                found = self.watcher.cause(death.watched)
+                late = now - death.noticed_ns > _CAUSE_NS
+                death.cause = found or (UNKNOWN if late else death.cause)
             known = self._known.get(death.watched.index)
             if known is not None and known.watched is death.watched:
                 known.cause = death.cause

@@ -58,6 +58,8 @@ _PRODUCER_KEYS: Final = tuple(
 )
 _STACK_KEYS: Final = ("kind", "taken_ns", "text", "cut", "note", "idents")
 _STACKS_LIMIT: Final = 16
+_FACTS_LIMIT: Final = 600
+_TOO_MANY: Final = "more producers than there can be: the others are left out"
 
 
 class FileWriter:
@@ -274,6 +276,8 @@ class Snapshot:
             where = _Where(offset, len(packed), number, generation, start_ns, first, count, flags)
             self._batches.setdefault(index, []).append(where)
         elif kind == Frame.PRODUCER:
+            if len(self.producers) >= layout.MAXIMUM_PRODUCERS:
+                raise ValueError(_TOO_MANY)
             self.producers.append(_producer(value[1]))
         elif kind == Frame.HEADER:
             _fill(self.header, value[1], _HEADER_KEYS)
@@ -298,6 +302,9 @@ class Snapshot:
                     self._note(f"{number} of {self._counts.get(what)} {what} could be read")
         known = {producer.index for producer in self.producers}
         for index in sorted(self._batches.keys() - known):
+            if len(self.producers) >= layout.MAXIMUM_PRODUCERS:
+                self._note(_TOO_MANY)
+                break
             self._note(f"producer {index} is missing, its batches are not")
             self.producers.append(Producer(index=index, label="?", state="unknown"))
         for batches in self._batches.values():
@@ -371,6 +378,7 @@ def _stack(value: Any) -> Stack:
 
 def _facts(rows: list[Any]) -> list[list[Any]]:
     kinds = [int] * (len(FACTS) - 1) + [str]
+    rows = rows[-_FACTS_LIMIT:]
     return [row for row in rows if type(row) is list and list(map(type, row)) == kinds]
 
 

@@ -276,17 +276,16 @@ class Limits:
     def __init__(self, suppressed: Mapping[str, int] | None = None) -> None:
         self.suppressed = dict.fromkeys(TRIGGERS, 0) | dict(suppressed or {})
         self._taken: dict[Trigger, deque[int]] = {}
+        self._last: dict[Trigger, int] = {}
 
     def refusal(self, trigger: Trigger, now: int) -> str:
         """Why there must be no snapshot now, "" if there may be; changes nothing."""
-        taken = self._taken.get(trigger)
-        if not taken:
-            return ""
+        taken = self._taken.get(trigger, deque())
         while taken and now - taken[0] >= _DAY_NS:
             taken.popleft()
         if len(taken) >= trigger.daily:
             return f"its limit of {trigger.daily} snapshots in 24 h is reached"
-        since = now - taken[-1] if taken else trigger.interval_ns
+        since = now - self._last.get(trigger, now - trigger.interval_ns)
         if trigger.kind != "death" and since < trigger.interval_ns:
             return (
                 f"its last one is {since / 1e9:.1f} s old, and its limit is one in "
@@ -297,6 +296,14 @@ class Limits:
     def took(self, trigger: Trigger, now: int) -> None:
         """Count a snapshot, taken or about to be."""
         self._taken.setdefault(trigger, deque(maxlen=trigger.daily)).append(now)
+        self._last[trigger] = now
+
+    def failed(self, trigger: Trigger) -> None:
+        """The last one that was counted could not be taken: it is none of the day's, though the
+        next one is not due any sooner."""
+        taken = self._taken.get(trigger)
+        if taken:
+            taken.pop()
 
     def suppress(self, trigger: Trigger, count: int = 1) -> None:
         """Count firings that became no snapshot."""

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 import shmrec
-from shmrec import requests, store
+from shmrec import capture, requests, store
+from shmrec.alarms import Alarms
 from shmrec.collector import Collector
+from shmrec.deaths import Watched
 from shmrec.errors import CollectorError, RequestFailedError, SuppressedError
-from shmrec.incidents import Plan
+from shmrec.incidents import Plan, Ring
 from shmrec.layout import ENTRY, TRIGGERS, Verb
+from shmrec.lookout import Finding
 from shmrec.manifest import Producer
+from shmrec.requests import Request
+from shmrec.ring import RingReader
 from shmrec.segment import Segment, open_segment
 from shmrec.takeover import Settings, establish
 from shmrec.triggers import parse_all
 from shmrec.wakeup import open_wakeup
 
 from .conftest import Script, snapshots, wait_until
+from .recordings import rings, unserved
 
 COLLECT = (sys.executable, "-m", "shmrec.commands.collect")
 
@@ -214,6 +221,107 @@ def test_deaths_beyond_the_daily_cap_are_counted_and_their_rings_are_free(
     [path] = snapshots(tmp_path)
     [dead] = suspects(shmrec.read(path))
     assert dead.state == "dead"
+
+
+def test_what_nobody_foresaw_leaves_nobody_waiting_and_the_death_is_told_later(
+    recording_name: str,
+    tmp_path: Path,
+    producer: Callable[[], Script],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[str] = []
+    take = capture.take
+
+    def fail(segment: Segment, order: capture.Order) -> Path:
+        taken.append(order.trigger)
+        raise UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed")
+
+    monkeypatch.setattr(capture, "take", fail)
+    monkeypatch.setattr("shmrec.incidents._RETRY_NS", 200_000_000)
+    with serving(recording_name, tmp_path, "death interval=0", "log interval=0") as collector:
+        victim = producer()
+        wait_until(lambda: len(collector.roster.watcher.watched) == 1)
+        for verb in (Verb.SNAPSHOT, Verb.TRANSFER, Verb.TRIGGER):
+            with pytest.raises(RequestFailedError, match=r"unexpected: .*UnicodeEncodeError"):
+                ask(recording_name, verb, TRIGGERS.index("log"), 1)
+        victim.kill()
+        victim.wait()
+        wait_until(lambda: taken.count("death") == 2)
+        monkeypatch.setattr(capture, "take", take)
+        [dead] = suspects(found(tmp_path, "death"))
+    assert dead.pid == victim.pid
+    # In no turn of the loop, but at its time.
+    assert len(taken) <= 6
+
+
+def test_what_cannot_be_removed_makes_no_snapshot_fail(
+    recording_name: str,
+    tmp_path: Path,
+    producer: Callable[[], Script],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(store, "enforce_quota", fail)
+    monkeypatch.setattr("shmrec.incidents._RETRY_NS", 0)
+    with serving(recording_name, tmp_path, "death interval=0") as collector:
+        victim = producer()
+        wait_until(lambda: len(collector.roster.watcher.watched) == 1)
+        assert ask(recording_name, Verb.SNAPSHOT, 0, 0).producers
+        victim.kill()
+        victim.wait()
+        wait_until(lambda: not collector.roster.watcher.watched)
+        ask(recording_name, Verb.SNAPSHOT, 0, 0)
+    assert len(snapshots(tmp_path, "death")) == 1
+
+
+def test_nobody_is_asked_for_stacks_where_there_is_no_snapshot(
+    recording_name: str, tmp_path: Path, producer: Callable[[], Script]
+) -> None:
+    with serving(recording_name, tmp_path, "death daily=1 interval=0") as collector:
+        collector.settings.stacks = "all"
+        asked: list[object] = []
+        take = collector._take_stacks
+        collector._take_stacks = lambda wanted: asked.append(wanted) or take(wanted)  # type: ignore
+        for number in (1, 2):
+            victim = producer()
+            wait_until(lambda: len(collector.roster.watcher.watched) == 1)
+            victim.kill()
+            victim.wait()
+            wait_until(lambda: not collector.roster.watcher.watched)
+            assert suppressed(recording_name).get("death", 0) == number - 1
+        assert len(asked) == 1
+
+
+def test_many_that_stall_together_are_asked_for_their_stacks_together(
+    recording_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(recording_name, tmp_path, triggers=parse_all(["stall 1s"]))
+    [stall] = settings.triggers
+    asked: list[list[int]] = []
+
+    def take(indexes: Iterable[int]) -> dict[Ring, object]:
+        # Each that hangs in the kernel takes all the time there is for one asking.
+        asked.append(list(indexes))
+        return {(index, 1): index for index in asked[-1]}
+
+    with unserved(recording_name) as segment:
+        made = Alarms(segment, settings, rings(segment), take)
+        findings = [Finding(stall, "stall", index, 1) for index in range(64)]
+        monkeypatch.setattr(made._lookout, "look", lambda live, now: findings)
+        hung = [Watched(70, 1, 7, 1, -1), Watched(71, 1, 8, 1, -1)]
+        monkeypatch.setattr(
+            made, "_readers", [RingReader(segment.view, segment.words, segment.geometry, 0)] * 72
+        )
+        for slot, pid in enumerate((7, 8)):
+            request = Request(slot, 1, Verb.TIMEOUT, 1, "", (pid, 30_000))
+            made.serve(request, hung, time.monotonic_ns())
+        made.look_around(range(64), time.monotonic_ns())
+        plan = made.due([], last=True)
+    assert asked == [[70, 71, *range(64)]]
+    assert plan is not None
+    assert len(plan.stacks) == 66
 
 
 @pytest.mark.parametrize(("ago", "first"), [(590, False), (610, True)])

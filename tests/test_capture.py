@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,18 @@ def test_a_snapshot_holds_one_ring_at_a_time(
     for index in range(producers):
         kept = [event.args["n"] for event in read.events(producers={index})]
         assert kept == list(range(kept[0], 2 * RING // 1000))
+
+
+@pytest.mark.parametrize("began", [(1 << 64) - 1, 0])
+def test_cold_memory_with_an_implausible_clock_is_written_all_the_same(
+    made: Callable[[int], Segment], tmp_path: Path, began: int
+) -> None:
+    segment = made(1)
+    segment.set_word("created_wall_ns", began)
+    segment.set_word("created_mono_ns", (1 << 64) - 1 - began)
+    path = capture.take_cold(segment, Order(directory=tmp_path, size=RING, period_ns=1 << 60))
+    header = shmrec.read(path).header
+    assert abs(header.taken_wall_ns - time.time_ns()) < 3_600_000_000_000
 
 
 def test_a_stop_is_obeyed_at_every_batch_and_leaves_no_file(

@@ -15,7 +15,9 @@ import pytest
 import shmrec
 from shmrec import process, requests
 from shmrec.errors import CollectorRunningError, WrongOwnerError
+from shmrec.launch import start_collector
 from shmrec.layout import CONTROL, ENTRY, SegmentState, Verb
+from shmrec.process import signal_bit
 from shmrec.segment import Segment, open_segment
 from shmrec.takeover import Settings, establish, recover
 from shmrec.wakeup import open_wakeup
@@ -699,6 +701,37 @@ def test_a_commands_signals_are_passed_on(recording_name: str, tmp_path: Path) -
     running.communicate(timeout=30)
     assert running.returncode == 42
     assert not snapshots(tmp_path)
+
+
+@pytest.mark.parametrize("options", [(), ("--trigger", "signal USR2")])
+def test_a_signal_that_may_be_a_trigger_ends_no_collector(
+    service: Callable[..., Service], options: tuple[str, ...]
+) -> None:
+    serving = service(*options)
+    # It says that it serves a moment before it has its handlers.
+    for wait in (False, True):
+        if wait:
+            wait_until(lambda: process.signals(serving.pid).caught & signal_bit(signal.SIGTERM))
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(serving.pid, number)
+    assert serving.end()[0] == 0
+
+
+def test_a_signal_to_the_group_does_not_end_a_collector_that_is_being_started(
+    recording_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python, masks = tmp_path / "python", tmp_path / "masks"
+    python.write_text(f"#!/bin/sh\nexec grep SigBlk /proc/self/status > {masks}\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(shmrec.ShmrecError, match="without a word"):
+        start_collector(recording_name, size=0, period=1, producers=1)
+    blocked = int(masks.read_text().split()[1], 16)
+    assert [number for number in range(1, 65) if blocked >> number - 1 & 1] == [
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+    ]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_a_command_that_is_not_there_is_one_line(recording_name: str, tmp_path: Path) -> None:

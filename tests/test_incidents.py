@@ -150,6 +150,24 @@ def test_a_snapshot_that_failed_is_tried_again_for_deaths_and_uses_up_no_limit()
     assert waiting.due([], now + DAY) is None
 
 
+def test_snapshots_that_could_not_be_written_do_not_use_up_the_day() -> None:
+    waiting = incidents("slow_span 5s window=1s interval=30s daily=2")
+    trigger = parse("slow_span 5s window=1s interval=30s daily=2")
+    now = 0
+    for _ in range(5):
+        assert waiting.fire(trigger, "slow", now) == ""
+        at, plan = when(waiting, now)
+        waiting.failed(plan, at)
+        # A disk that is full is not tried more often than one that is not.
+        assert "one in 30 s" in waiting.fire(trigger, "slow", now + 29 * SECOND)
+        now += 30 * SECOND
+    for _ in range(2):
+        assert waiting.fire(trigger, "slow", now) == ""
+        waiting.done(when(waiting, now)[1])
+        now += 30 * SECOND
+    assert "2 snapshots in 24 h" in waiting.fire(trigger, "slow", now)
+
+
 def test_a_death_does_not_wait_for_a_window_and_takes_its_own_suspect_along() -> None:
     waiting = incidents()
     other = parse("stall 5s window=3s")
@@ -183,6 +201,35 @@ def test_a_firing_does_not_wait_for_deaths_without_end() -> None:
         assert now < SECOND
     assert now == 500 * MS
     assert (plan.trigger, plan.deaths) == ("slow_span", [])
+
+
+def test_a_crash_loop_does_not_put_off_the_snapshot_without_end() -> None:
+    waiting = incidents()
+    deaths = [death(0, 0)]
+    now = 0
+    while (plan := waiting.due(deaths, now)) is None:
+        now += 20 * MS
+        assert now < SECOND
+        # The next one, of whose cause nothing is known yet.
+        deaths = [*deaths[:1], death(1, now, cause="")]
+        wait = waiting.wait_ns(deaths, now)
+        assert wait is not None
+        assert 0 < wait <= 20 * MS
+    assert now == 500 * MS
+    assert plan.deaths == deaths[:1]
+
+
+@pytest.mark.parametrize("end", ["done", "failed"])
+def test_stacks_of_others_than_suspects_are_nothing_that_was_kept(end: str) -> None:
+    waiting = incidents()
+    waiting.fire(SLOW, "slow", 0, suspects=[(1, 1)])
+    waiting.add_stacks({(1, 1): ["its stack"]})
+    at, plan = when(waiting, 0, [death(2, 0)])
+    # As the collector adds them, told to take everybody's.
+    plan.stacks.update({(3, 1): [], (1, 1): ["a later one"]})
+    waiting.done(plan) if end == "done" else waiting.failed(plan, at)
+    _, plan = when(waiting, at)
+    assert (plan.reason, plan.stacks) == ("slow", {(1, 1): ["its stack"]})
 
 
 def test_at_the_end_everything_that_waits_is_due() -> None:

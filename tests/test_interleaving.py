@@ -153,8 +153,11 @@ def test_what_is_copied_into_a_room_is_whole_however_the_writer_moves(pace: int)
     assert all(len(copy.payload) <= len(room) for copy in seen if isinstance(copy, BatchView))
 
 
+@pytest.mark.parametrize("newest", [False, True])
 @pytest.mark.parametrize("pace", [1, 2, 3, 5, 8])
-def test_the_fields_of_a_header_are_of_one_batch_however_the_writer_moves(pace: int) -> None:
+def test_the_fields_of_a_header_are_of_one_batch_however_the_writer_moves(
+    pace: int, newest: bool
+) -> None:
     arena = Arena()
 
     def work(step: Callable[[], None]) -> None:
@@ -168,7 +171,7 @@ def test_the_fields_of_a_header_are_of_one_batch_however_the_writer_moves(pace: 
     fields: dict[int, tuple[int, int, int]] = {}
     try:
         while not baton.done:
-            heads = reader.scan().heads
+            heads = reader.newest(4) if newest else reader.scan().heads
             for head in heads:
                 found = head.generation, head.start_ns, head.first
                 assert fields.setdefault(head.number, found) == found
@@ -179,6 +182,20 @@ def test_the_fields_of_a_header_are_of_one_batch_however_the_writer_moves(pace: 
     finally:
         baton.finish()
     assert fields
+
+
+def test_the_newest_batches_are_those_at_the_end_of_all() -> None:
+    arena = Arena()
+    reader = arena.reader()
+    writer = arena.writer()
+    assert reader.newest(3) == []
+    for name, n in numbered(200):
+        writer.instant(name, n=n, pad="x" * 60)
+        heads = reader.scan().heads
+        for count in (1, 3, 4, 100):
+            assert reader.newest(count) == heads[-count:]
+    arena.words[ENTRY.word("opening", arena.entry)] = 1 << 62
+    assert reader.newest(3) == []
 
 
 def test_a_batch_that_was_lapped_is_not_given() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,24 @@ def test_a_limit_that_changes_is_noticed(host: Host) -> None:
     (host.group / "memory.max").write_text(f"{32 * MIB}\n")
     host.ticks(5)
     assert told(memory)["limit"] == 32 * MIB
+
+
+def test_a_cgroup_of_any_name_can_be_told(host: Host) -> None:
+    name = b"caf\xe9"
+    os.makedirs(os.fsencode(host.group.parent) + b"/" + name)
+    folder = host.group.parent / os.fsdecode(name)
+    (folder / "memory.events").write_text("oom_kill 0\n")
+    (folder / "memory.max").write_text("4096\n")
+    (host.proc / "7" / "cgroup").write_bytes(b"0::/" + name + b"\n")
+    mine, other = host.memory(7), host.memory(7)
+    (folder / "memory.events").write_text("oom_kill 2\n")
+    found = told(mine)
+    other.end()
+    assert mine.told([mine, other])["others"] == 1
+    assert (found["kills"], found["limit"]) == (2, 4096)
+    # A file's texts are UTF-8.
+    assert found["source"].encode() == f"{host.group.parent}/caf\ufffd/memory.events".encode()
+    assert found["limit_source"].encode().endswith(b"/memory.max")
 
 
 def test_cgroups_that_nobody_is_in_are_not_read(host: Host) -> None:

@@ -224,11 +224,28 @@ def test_nothing_is_decoded_of_who_recorded_nothing(monkeypatch: pytest.MonkeyPa
     place.record.begin("x")
     assert place.look(1) == []
 
-    def fail(self: RingReader) -> None:
+    def fail(self: RingReader, count: int) -> None:
         raise AssertionError("looked into the ring")
 
-    monkeypatch.setattr(RingReader, "scan", fail)
+    monkeypatch.setattr(RingReader, "newest", fail)
     assert len(place.look(5)) == 1
+
+
+def test_what_a_look_reads_does_not_grow_with_the_ring() -> None:
+    def loads(slots: int) -> int:
+        place = Place("slow_span 5s", slots=slots)
+        while place.word("opening") <= slots:
+            place.record.instant("x", pad="x" * 400)
+        place.steps = 0
+
+        def step() -> None:
+            place.steps += 1
+
+        place.lookout = Lookout([place.reader(step)], parse_all(["slow_span 5s"]))
+        assert place.look() == []
+        return place.steps
+
+    assert loads(32) == loads(512)
 
 
 def test_another_producer_in_the_ring_begins_anew() -> None:

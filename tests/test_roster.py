@@ -11,9 +11,10 @@ from subprocess import DEVNULL, PIPE, Popen
 import pytest
 
 import shmrec
-from shmrec import requests
+from shmrec import process, requests
 from shmrec.collector import Collector
-from shmrec.layout import EntryState, Verb
+from shmrec.deaths import UNKNOWN
+from shmrec.layout import ENTRY, EntryState, Verb
 from shmrec.manifest import FACTS, Producer
 from shmrec.ring import RingReader
 from shmrec.roster import Roster
@@ -141,6 +142,74 @@ def test_a_hosts_word_of_a_timeout_stays_with_the_process(
     assert details(roster, segment).host == expected
     roster.bury(list(roster.deaths))
     assert details(roster, segment).host == expected
+
+
+def test_word_that_comes_late_is_heard_while_the_death_waits(
+    roster: Roster,
+    producer: Callable[..., Script],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    # A kernel, or a filter of system calls, that tells nothing after the reaping.
+    monkeypatch.setattr("fcntl.ioctl", refuse)
+    victim = producer()
+    roster.look(1)
+    victim.kill()
+    victim.wait()
+    roster.look(2)
+    roster.look(3 + SECOND)
+    [death] = roster.deaths
+    assert death.cause is UNKNOWN
+    roster.watcher.told(victim.pid, signal.SIGKILL, "gunicorn's log")
+    roster.look(4 + SECOND)
+    assert death.cause is not None
+    assert (death.cause.signal, death.cause.source) == (signal.SIGKILL, "gunicorn's log")
+    assert list(roster.causes().values()) == [death.cause]
+
+
+def test_another_incarnation_in_a_dead_ones_ring_does_not_keep_the_loop_turning(
+    roster: Roster, segment: Segment, producer: Callable[..., Script]
+) -> None:
+    victim = producer()
+    roster.look(1)
+    victim.kill()
+    wait_until(lambda: not process.alive(victim.pid, 0))
+    roster.look(2)
+    assert len(roster.deaths) == 1
+    # Somebody scribbled; it is not reaped yet, so it can be watched again.
+    segment.words[ENTRY.word("incarnation", segment.geometry.entry(0))] += 1
+    roster.look(3)
+    assert roster.pidfds() == []
+    roster.bury(list(roster.deaths))
+    victim.wait()
+
+
+def test_only_who_is_watched_is_asked_for_stacks(
+    recording_name: str,
+    tmp_path: Path,
+    producer: Callable[..., Script],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings(recording_name, tmp_path, size=0, producers=4)
+    collector = Collector(establish(settings), settings)
+    asked: list[int] = []
+
+    def take(segment: Segment, asking: list[object], **_: object) -> dict[object, object]:
+        asked.append(len(asking))
+        return {}
+
+    monkeypatch.setattr("shmrec.collector.take_stacks", take)
+    producer()
+    collector.roster.look(1)
+    collector._stacks_of([0])
+    # Taken over since: the descriptor is that of the one before.
+    word = ENTRY.word("incarnation", collector.segment.geometry.entry(0))
+    collector.segment.words[word] += 1
+    collector._stacks_of([0])
+    assert asked == [1, 0]
+    collector._let_go()
 
 
 @pytest.fixture

@@ -124,3 +124,39 @@ def test_memory_that_was_lent_may_be_used_again_after_a_flush() -> None:
     writer.flush()
     expected = [frame(value(0, head, text)) for text in (b"first", b"again")]
     assert file.getvalue() == layout.FILE_MAGIC + b"".join(expected)
+
+
+def written(tmp_path: Path, values: list[Any]) -> Path:
+    path = tmp_path / "x.shmrec"
+    path.write_bytes(layout.FILE_MAGIC + b"".join(map(frame, values)))
+    return path
+
+
+def test_a_file_of_before_the_newer_fields_is_read(tmp_path: Path) -> None:
+    header = {"recording": "web", "reason": "death", "taken_mono_ns": 5, "generation": 1}
+    cause = {"text": "signal 9 (SIGKILL)", "source": "host", "signal": 9, "exit_code": None}
+    producer = {"index": 0, "pid": 7, "state": "dead", "losses": {}, "cause": cause}
+    counts = {"producers": 1, "batches": 0, "events": 0}
+    path = written(
+        tmp_path, [[Frame.HEADER, header], [Frame.PRODUCER, producer], [Frame.TRAILER, counts]]
+    )
+    snapshot = shmrec.read(path)
+    assert not snapshot.damage
+    [read] = snapshot.producers
+    assert (read.pid, read.facts, read.memory, read.stacks) == (7, [], {}, [])
+    assert (snapshot.header.suspects, snapshot.header.first) == ([], False)
+
+
+def test_there_are_no_more_producers_and_facts_than_can_be(tmp_path: Path) -> None:
+    rows = [[n, 1, 1, 1, 1, "S"] for n in range(60_000)]
+    frames: list[Any] = [[Frame.HEADER, {"recording": "web"}], [Frame.PRODUCER, {"facts": rows}]]
+    frames += [[Frame.PRODUCER, {"index": n}] for n in range(1, layout.MAXIMUM_PRODUCERS + 1)]
+    frames += [
+        [Frame.BATCH, n, 1, 1, 1, 1, 0, 0, b""]
+        for n in range(2 * layout.MAXIMUM_PRODUCERS, 3 * layout.MAXIMUM_PRODUCERS)
+    ]
+    snapshot = shmrec.read(written(tmp_path, frames))
+    assert len(snapshot.producers) == layout.MAXIMUM_PRODUCERS
+    assert len(snapshot.producers[0].facts) <= 1000
+    assert snapshot.producers[0].facts[-1] == rows[-1]
+    assert any("more producers" in note for note in snapshot.damage)

@@ -18,7 +18,7 @@ import click
 
 from shmrec import layout, store, triggers
 from shmrec._version import __version__
-from shmrec.collector import Collector
+from shmrec.collector import Collector, spare_signals
 from shmrec.commands.terminal import run
 from shmrec.deaths import PARENT
 from shmrec.errors import CollectorRunningError, ShmrecError, TriggerError
@@ -285,6 +285,8 @@ def _foreground() -> bool:
 
 def main() -> None:
     """The entry point of ``shmrec-collect``."""
+    # Before it serves they would end it; what they ask for comes too early.
+    spare_signals()
     run(collect, "shmrec-collect")
 
 

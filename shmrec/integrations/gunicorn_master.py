@@ -28,6 +28,7 @@ from shmrec.errors import (
     CollectorRunningError,
     NoSuchRecordingError,
     ShmrecError,
+    SnapshotActiveError,
     SuppressedError,
 )
 from shmrec.integrations.gunicorn_names import LABEL, choose, masters, others, parent, service_name
@@ -50,6 +51,11 @@ _STOP_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 30.0
 _SNAPSHOT_SECONDS: Final = 2.0
 _SNAPSHOT_INTERVAL: Final = 5.0
+_WORDS: Final = 256
+"""As many words as wait for room in the recording's requests."""
+_ROOM_SECONDS: Final = 0.2
+_ROOM_POLL_SECONDS: Final = 0.001
+_ROOM_INTERVAL: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ class MasterRecording:
         self._producers = layout.DEFAULT_PRODUCERS
         self._retry_at = 0.0
         self._snapshot_at = float("-inf")
-        self._word: deque[tuple[int, tuple[int, int]]] = deque()
+        self._word: deque[tuple[int, tuple[int, int]]] = deque(maxlen=_WORDS)
+        self._room_at = float("-inf")
         self._busy = False
 
     @property
@@ -168,7 +175,10 @@ class MasterRecording:
         order, leaves it and raises `CollectorError`; `start` starts another.
         """
         segment = self._segment
-        if segment is None or not self.kept or segment.collector() is not None:
+        if segment is None or not self.kept:
+            return
+        self._pass_on()
+        if segment.collector() is not None:
             return
         if segment.state == SegmentState.CLOSED:
             self._leave()
@@ -192,13 +202,31 @@ class MasterRecording:
             self._pass_on()
 
     def _pass_on(self) -> None:
+        """Send the word that waits, until there is no room for more."""
         while self._word and not self._busy and self._segment is not None:
             self._busy = True
             try:
                 verb, word = self._word.popleft()
-                requests.tell(self._segment, self._wakeup, verb, reason=SOURCE, argument=word)
+                if not self._send(self._segment, verb, word):
+                    # Those that came meanwhile are newer.
+                    if len(self._word) < _WORDS:
+                        self._word.appendleft((verb, word))
+                    return
             finally:
                 self._busy = False
+
+    def _send(self, segment: Segment, verb: int, word: tuple[int, int]) -> bool:
+        """Whether it was sent. Where many die at once, the collector makes room in no time; but
+        one that is busy holds nobody up for long, nor often."""
+        deadline = time.monotonic() + _ROOM_SECONDS
+        while not requests.tell(segment, self._wakeup, verb, reason=SOURCE, argument=word):
+            now = time.monotonic()
+            if now > deadline or now < self._room_at:
+                if now > deadline:
+                    self._room_at = now + _ROOM_INTERVAL
+                return False
+            time.sleep(_ROOM_POLL_SECONDS)
+        return True
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -226,9 +254,16 @@ class MasterRecording:
             return
         self._snapshot_at = now
         with self._alone(), contextlib.suppress(SuppressedError):
-            requests.ask(
-                self._segment, self._wakeup, Verb.TIMEOUT, argument=word, timeout=_SNAPSHOT_SECONDS
-            )
+            try:
+                requests.ask(
+                    self._segment,
+                    self._wakeup,
+                    Verb.TIMEOUT,
+                    argument=word,
+                    timeout=_SNAPSHOT_SECONDS,
+                )
+            except SnapshotActiveError:
+                self._word.append((Verb.TIMEOUT, word))
 
     def stop(self) -> None:
         """Leave in order; end the recording if it is ours and nobody else is in it."""

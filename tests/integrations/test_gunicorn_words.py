@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from shmrec.integrations.gunicorn_chain import add
 from shmrec.integrations.gunicorn_deaths import DeathFilter, status_in, timeout_in
 from shmrec.integrations.gunicorn_master import MasterRecording
 from shmrec.integrations.gunicorn_names import service_name
-from shmrec.layout import Geometry, Verb
+from shmrec.layout import REQUESTS, Geometry, Verb
 from shmrec.naming import check_name
 from shmrec.segment import create
 from tests.conftest import end_recording
+from tests.recordings import Answering
 
 WORDS = [
     ("Worker (pid:41) was sent SIGKILL! Perhaps out of memory?", (41, 9)),
@@ -152,4 +154,44 @@ def test_word_that_comes_at_a_bad_moment_is_passed_on_later(recording_name: str)
         assert (ended.verb, ended.argument) == (Verb.ENDED, (41, signal.SIGKILL))
         assert ended.reason == "gunicorn's log"
         assert (timed_out.verb, timed_out.argument) == (Verb.TIMEOUT, (42, 1500))
+    end_recording(recording_name)
+
+
+def test_word_of_many_deaths_at_once_waits_for_room(recording_name: str) -> None:
+    geometry = Geometry.of(1 << 16, 2)
+    with create(recording_name, geometry, keep_size=1, keep_period_ns=1) as segment:
+        master = MasterRecording()
+        master._segment, master._pid = segment, os.getpid()
+        began = time.monotonic()
+        for pid in range(1, 1001):
+            master.tell(pid, signal.SIGKILL)
+        # The collector is busy: the master is not held up, nor does it keep them all.
+        assert time.monotonic() - began < 5
+        assert len(master._word) <= 256
+        seen: list[int] = []
+        while waiting := requests.pending(segment):
+            for request in waiting:
+                seen.append(request.argument[0])
+                requests.answer(segment, request, "")
+            master.keep()
+        assert seen == [*range(1, REQUESTS + 1), *range(1001 - 256, 1001)]
+        for _ in range(REQUESTS):
+            assert requests.tell(segment, None, Verb.ENDED)
+        segment.take_over()
+        master.timed_out(7, 1.5)
+        assert list(master._word) == [(Verb.TIMEOUT, (7, 1500))]
+    end_recording(recording_name)
+
+
+def test_word_waits_for_a_collector_that_makes_room_at_once(recording_name: str) -> None:
+    geometry = Geometry.of(1 << 16, 2)
+    with create(recording_name, geometry, keep_size=1, keep_period_ns=1) as segment:
+        master = MasterRecording()
+        master._segment, master._pid = segment, os.getpid()
+        with Answering(segment, "") as answering:
+            for pid in range(200):
+                master.tell(pid, signal.SIGKILL)
+            while master._word or requests.pending(segment):
+                master.keep()
+        assert sorted(request.argument[0] for request in answering.seen) == [*range(200)]
     end_recording(recording_name)
