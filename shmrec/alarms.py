@@ -86,7 +86,9 @@ class Alarms:
             self._next_look = now + self._lookout.interval_ns
             for finding in self._lookout.look(live, now):
                 ring = finding.ring, finding.incarnation
-                self._fire(finding.trigger, finding.reason, now, [ring])
+                if self._fire(finding.trigger, finding.reason, now, [ring]):
+                    # It may hang on for longer than the limit forbids another snapshot.
+                    self._lookout.retry(finding, now + finding.trigger.interval_ns)
         if self._to_ask is not None:
             # Now, and not after the window: what they do meanwhile is not what was asked. All at
             # once: one that does not answer takes as long as many.
@@ -124,7 +126,8 @@ class Alarms:
         now: int,
         rings: Sequence[Ring] = (),
         request: Request | None = None,
-    ) -> None:
+    ) -> str:
+        """Have it become a snapshot; why not, or ""."""
         refusal = self._incidents.fire(trigger, reason, now, suspects=rings, request=request)
         if refusal:
             self._publish()
@@ -133,6 +136,7 @@ class Alarms:
                 requests.answer(self._segment, request, text, Status.SUPPRESSED)
         elif trigger.kind in _STACKS and self._settings.stacks != "none":
             self._to_ask = (self._to_ask or {}) | dict.fromkeys(index for index, _ in rings)
+        return refusal
 
     def due(self, deaths: Sequence[Death], *, last: bool = False) -> Plan | None:
         """What is to be snapshotted now; see `Incidents.due`."""

@@ -80,6 +80,8 @@ class _Seen:
     silence: dict[Trigger, int] = field(default_factory=dict)
     """The beginning of the silence that has been judged."""
     beats: dict[Trigger, int] = field(default_factory=dict)
+    again: dict[Trigger, int] = field(default_factory=dict)
+    """When that is to be judged anew which a limit refused."""
     beyond: dict[Trigger, set[str]] = field(default_factory=dict)
     """Counters that have fired and have not been within their limit since."""
 
@@ -132,6 +134,12 @@ class Lookout:
                 more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
                 findings.append(Finding(trigger, reasons[0] + more, index, seen.incarnation))
         return findings
+
+    def retry(self, finding: Finding, at: int) -> None:
+        """A limit refused it: if it goes on until then, it fires once more."""
+        seen = self._seen.get(finding.ring)
+        if seen is not None and seen.incarnation == finding.incarnation:
+            seen.again[finding.trigger] = at
 
     def _known(self, index: int) -> _Seen:
         seen = self._seen.get(index)
@@ -205,6 +213,10 @@ class Lookout:
 
     def _judge(self, seen: _Seen, fired: dict[Trigger, list[str]], now: int) -> None:
         """What time alone has made slow or silent."""
+        for trigger in [each for each, at in seen.again.items() if now >= at]:
+            del seen.again[trigger]
+            seen.judged.pop(trigger, None)
+            seen.silence.pop(trigger, None)
         for slow in self._slow:
             judged = seen.judged.setdefault(slow, set())
             for span in seen.spans:

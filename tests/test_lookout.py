@@ -45,6 +45,21 @@ def test_a_span_that_stays_open_fires_once_though_nothing_is_recorded_any_more()
     assert place.look(60) == []
 
 
+@pytest.mark.parametrize("text", ["slow_span 5s", "stall 5s"])
+def test_what_a_limit_refused_fires_once_more_if_it_goes_on(text: str) -> None:
+    place = Place(text)
+    span = place.record.begin("x")
+    place.pass_time(6)
+    [refused] = place.findings()
+    place.lookout.retry(refused, place.now + 30 * SECOND)
+    assert place.look(29) == []
+    assert len(place.look(2)) == 1
+    assert place.look(60) == []
+    place.record.end(span)
+    place.lookout.retry(refused, place.now)
+    assert place.look(60) == []
+
+
 def test_a_finding_names_the_ring_and_who_had_it() -> None:
     place = Place("slow_span 5s")
     label = ENTRY.bytes_at("label", place.entry)
