@@ -385,3 +385,16 @@ def test_a_flight_recorder_refuses_what_it_does_not_understand() -> None:
         shmrec.FlightRecorder(triggers=["signal KILL"])
     with pytest.raises(ValueError, match="stacks must be one of"):
         shmrec.FlightRecorder(stacks="mine")
+
+
+def test_one_that_hangs_on_gets_its_snapshot_when_the_limit_allows(
+    recording_name: str, tmp_path: Path, producer: Callable[[], Script]
+) -> None:
+    with serving(recording_name, tmp_path, "slow_span 100ms interval=700ms"):
+        first, second = producer(), producer()
+        do(first, "span = shmrec.begin('hang')")
+        wait_until(lambda: snapshots(tmp_path))
+        do(second, "span = shmrec.begin('hang')")
+        wait_until(lambda: len(snapshots(tmp_path)) == 2)
+    (suspect,) = suspects(shmrec.read(snapshots(tmp_path)[-1]))
+    assert suspect.pid == second.pid
