@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shmrec.findings import Finding
-from shmrec.phrases import age, arguments, safe
+from shmrec.phrases import age, arguments, safe, some
 from shmrec.survey import Durations
-from shmrec.verdict import raised
+from shmrec.verdict import raised, raised_at
 
 __all__ = ["RANKS", "Culprit", "Group", "groups", "rank"]
 
@@ -25,9 +25,12 @@ RANKS: Final = ("died", "suspect", "stalled", "silent", "raised", "outlier")
 _SILENT: Final = 5_000_000_000
 _SHORTLY: Final = 10_000_000_000
 _OUTLIER: Final = 100_000_000
+_WAITED: Final = 100_000_000
+"""Whoever is inside of something for less does not wait: a busy service is always in requests."""
 _SAMPLES: Final = 5
 _TIMES: Final = 10
 _OUTLIERS_SAID: Final = 3
+_DEAD_NAMED: Final = 4
 _GROUPS_LIMIT: Final = 32
 _SHARED_ARGUMENTS: Final = 120
 _NUMBERED: Final = re.compile(r"[\s\-_.:#/]*\d+\Z")
@@ -121,7 +124,9 @@ def _reasons(
     for event in finding.unhandled[-1:]:
         before = finding.reference_ns - event.time_ns
         if 0 <= before <= _SHORTLY:
-            said.append(("raised", f"unhandled {age(before)} before: {raised(event)}"))
+            said.append(
+                ("raised", f"unhandled {age(before)} before: {raised(event)}{raised_at(event)}")
+            )
     said += [("outlier", text) for text in _outliers(finding, durations)]
     return said
 
@@ -154,7 +159,7 @@ class _Member:
 
 
 def groups(findings: Sequence[Finding]) -> list[Group]:
-    """Who is inside the same thing, the largest group first; a group has two members or more.
+    """Who waits inside the same thing, the largest group first; a group has two members or more.
 
     Threads whose innermost spans have equal arguments come together; of the others, those that
     share some.
@@ -164,14 +169,17 @@ def groups(findings: Sequence[Finding]) -> list[Group]:
         if finding.ended and not finding.untold:
             continue
         for thread in finding.threads:
-            if thread.spans:
+            if thread.spans and finding.age_ns(thread.spans[0]) >= _WAITED:
                 span = thread.spans[0]
                 pairs = frozenset(arguments({key: value}) for key, value in span.args.items())
                 by_name[span.name].append(_Member(place, thread.thread, span.args, pairs))
     found = []
     for name, members in by_name.items():
         for together in _together(members):
-            found.append(_group(findings, name, together))
+            group = _group(findings, name, together)
+            # Threads of one process that are at different things have nothing to do with it.
+            if len({place for place, _ in group.members}) > 1 or group.shared == together[0].args:
+                found.append(group)
     found.sort(key=lambda group: (-len(group.members), group.members))
     return found[:_GROUPS_LIMIT]
 
@@ -204,10 +212,13 @@ def _group(findings: Sequence[Finding], name: str, members: list[_Member]) -> Gr
     inside = f"{safe(name)} {arguments(shared, _SHARED_ARGUMENTS)}".rstrip()
     kind = _plural(kinds.pop() if len(kinds) == 1 else "")
     if len(members) > len(places):
-        number = f"{len(members)} threads of {len(places)} of {of} {kind}"
+        number = f"{len(members)} threads in {len(places)} of {of} {kind}"
     else:
         number = f"{len(members)} of {of} {kind}"
     text = f"{number} inside `{inside}`"
+    dead = [findings[place].producer.pid for place in places if findings[place].untold]
+    if dead:
+        text += f", among them pid {some(map(str, dead), _DEAD_NAMED)}, which died"
     ids = [(member.finding, member.thread) for member in members]
     return Group(name, shared, ids, of, text)
 

@@ -20,6 +20,7 @@ from shmrec.survey import LAST, Seen
 
 __all__ = [
     "ENDED",
+    "REQUEST",
     "Finding",
     "Thread",
     "Trend",
@@ -34,7 +35,7 @@ __all__ = [
 ENDED: Final = ("dead", "exited", "detached")
 """The states of producers that are no more."""
 
-_REQUEST: Final = "request"
+REQUEST: Final = "request"
 """What the integrations call the span of a request."""
 _LATELY: Final = 5_000_000_000
 _DAMAGE_SHOWN: Final = 3
@@ -148,20 +149,25 @@ class Finding:
         return min(spans, key=lambda span: (span.start_ns, span.span), default=None)
 
     @property
-    def request(self) -> OpenSpan | None:
-        """The request open for longest, or else the span: of the thread struck, if it has any."""
+    def requests(self) -> list[OpenSpan]:
+        """The open requests, or else each thread's outermost span; the longest open first.
+
+        Of the thread that a fatal signal hit, if it has any.
+        """
         struck = self.struck
         threads = [struck] if struck is not None and struck.spans else self.threads
-        spans = [span for each in threads for span in each.spans]
-        return min(
-            [span for span in spans if span.name == _REQUEST] or spans,
-            key=lambda span: (span.start_ns, span.span),
-            default=None,
-        )
+        spans = [span for each in threads for span in each.spans if span.name == REQUEST]
+        found = spans or [each.spans[-1] for each in threads if each.spans]
+        return sorted(found, key=lambda span: (span.start_ns, span.span))
+
+    @property
+    def request(self) -> OpenSpan | None:
+        """The first of `requests`."""
+        return next(iter(self.requests), None)
 
     def age_ns(self, span: OpenSpan) -> int:
-        """For how long the span had been open."""
-        return self.reference_ns - span.start_ns
+        """For how long the span had been open; 0 where it began after `reference_ns`."""
+        return max(0, self.reference_ns - span.start_ns)
 
 
 def find(snapshot: Snapshot, producer: Producer, seen: Seen) -> Finding:
@@ -356,7 +362,8 @@ def memory_said(trend: Trend | None, reference_ns: int, end: str = "its end") ->
         return ""
     before = max(0, reference_ns - trend.last_ns)
     of = f" of {size(trend.limit)} allowed" if trend.limit else ""
-    text = f"{size(trend.last_rss)} resident{of}, {age(before)} before {end}"
+    when = f"{age(before)} before" if before >= _MILLION else "at"
+    text = f"{size(trend.last_rss)} resident{of}, {when} {end}"
     if trend.peak_rss > trend.last_rss:
         text += f", {size(trend.peak_rss)} at most"
     over = trend.last_ns - trend.first_ns

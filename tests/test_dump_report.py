@@ -23,6 +23,7 @@ from .findings import (
     exception,
     facts,
     header,
+    in_threads,
     inside,
     producer,
 )
@@ -76,8 +77,9 @@ def test_the_first_screen_of_a_death(tmp_path: Path) -> None:
         "        dispatch_request  flask/app.py:880",
         "    thread 4243: in idle  /srv/app/pool.py:7",
         "  Mind: its history starts 1.3 s before: 800 older events overwritten",
-        "The others at that moment:",
+        "In common:",
         "  5 of 8 ws inside `lock.acquire name=orders`",
+        "The others at that moment:",
     ]
     assert [line for line in first.splitlines() if line in expected] == expected
     assert "Last 2 events of pid 100" in "\n".join(lines[SCREEN - 10 :])
@@ -92,7 +94,7 @@ def test_the_longest_open_of_parallel_threads_comes_first(tmp_path: Path) -> Non
         start_ns=TAKEN - 9 * SECOND,
     )  # fmt: skip
     lines = info(tmp_path, header(trigger="death", reason="x"), (died(), [threads]))
-    assert "Died: pid 100 (w 0), 9.0 s into `request path=/old`" in lines
+    assert "Died: pid 100 (w 0), 9.0 s into `request path=/old`, the oldest of 2 open" in lines
     at = lines.index("  It was in the middle of, in 2 threads, the newest of each first:")
     assert [line.split()[0] for line in lines[at + 1 : at + 4]] == ["query", "request", "request"]
     assert "path=/old" in lines[at + 2]
@@ -176,7 +178,10 @@ def test_who_else_stands_out(tmp_path: Path) -> None:
     others = [(producer(n), exception("thread", ago=1 + n)) for n in range(1, 7)]
     lines = info(tmp_path, header(trigger="death", reason="x"), crashed(), *others)
     at = lines.index("Conspicuous besides:")
-    assert lines[at + 1] == "  pid 101 (w 1): unhandled 2.0 s before: ValueError: no such thing"
+    assert lines[at + 1] == (
+        "  pid 101 (w 1): unhandled 2.0 s before: ValueError: no such thing, raised at "
+        "/srv/app/views.py:3 f"
+    )
     assert lines[at + 5] == "  and 2 more"
 
 
@@ -240,3 +245,73 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         shown = dump(verb, file).stdout
         assert all(char.isprintable() or char == "\n" for char in shown)
         assert dump(verb, file, "--json").stdout.isascii()
+
+
+def test_the_stack_of_a_thread_is_not_that_of_one_of_its_greenlets(tmp_path: Path) -> None:
+    turns = batch(
+        [1, 0, 4242, "MainThread"], [4, 0, "request", 1, {"path": "/a"}],
+        [4, SECOND, "request", 2, {"path": "/b"}],
+        start_ns=TAKEN - 9 * SECOND,
+    )  # fmt: skip
+    head = header(trigger="death", reason="x")
+    dead = died(cause=SEGV, stacks=[crash_stack()])
+    said = "      its thread takes turns at these, and was executing:"
+    lines = info(tmp_path, head, (dead, [turns]))
+    assert lines[lines.index(said) - 1].split()[-3:] == ["path=/a", "in", "MainThread"]
+    # One inside of the other is the same call's.
+    assert said not in info(tmp_path, head, (dead, INSIDE))
+
+
+def test_every_thread_with_a_request_shows_where_it_is(tmp_path: Path) -> None:
+    idents = {0xA0 + n: n for n in range(1, 7)}
+    text = "Fatal Python error: Aborted\n\n" + "\n".join(
+        f"{'Current thread' if n == 6 else 'Thread'} 0x{ident:016x} (most recent call first):\n"
+        f'  File "/srv/app.py", line {n} in at{n}\n'
+        for ident, n in idents.items()
+    )
+    spans = in_threads(*(("request", 10 - n, {"path": f"/{n}"}) for n in range(1, 6)))
+    dead = died(cause=SEGV, stacks=[crash_stack(text=text, idents=idents)])
+    shown = "\n".join(info(tmp_path, header(trigger="death", reason="x"), (dead, spans)))
+    for n in range(1, 6):
+        assert re.search(rf"path=/{n}  in pool_{n}\n      (> |in )at{n} +/srv/app.py:{n}\n", shown)
+
+
+def test_what_began_after_the_moment_has_no_age(tmp_path: Path) -> None:
+    late = batch(
+        [1, 0, 1, "MainThread"], [4, 0, "request", 1, {"path": "/late"}],
+        start_ns=TAKEN + SECOND,
+    )  # fmt: skip
+    lines = info(tmp_path, header(trigger="death", reason="x"), crashed(), (producer(1), [late]))
+    (row,) = [line for line in lines if "path=/late" in line]
+    assert row.split() == ["101", "w", "1", "just", "then", "request", "path=/late", "0", "ns"]
+
+
+def test_the_one_at_it_for_longest_is_shown_of_many_threads(tmp_path: Path) -> None:
+    spans = in_threads(*(("request", 9 - n, {"path": f"/{n}"}) for n in range(1, 7)))
+    lines = info(tmp_path, header(), (producer(1), spans))
+    at = next(n for n, line in enumerate(lines) if "inside of" in line)
+    assert ["path=/1" in lines[at + 1], "and 3 more" in lines[at + 4]] == [True, True]
+
+
+def test_the_headline_says_what_a_status_does_not(tmp_path: Path) -> None:
+    status = Cause("exit code 0", "kernel (pidfd)", exit_code=0)
+    dead = died(cause=status, host={"timeout_ms": 2000, "told_ns": 0})
+    head = header(trigger="death", reason="death of w 0 pid 100: exit code 0")
+    lines = info(tmp_path, head, (dead, INSIDE))
+    assert lines[0] == "Death of w 0 pid 100: exit code 0, host timeout"
+    other = (died(1, cause=SEGV), INSIDE)
+    lines = info(tmp_path, head, (dead, INSIDE), other)
+    assert lines[0] == "Death of w 0 pid 100: exit code 0"
+
+
+def test_those_that_the_trigger_names_come_before_those_that_stand_out(tmp_path: Path) -> None:
+    odd = (producer(0), exception("thread", ago=1))
+    asked = [{"pid": 101, "reason": "bad"}, {"pid": 100, "reason": "bad"}]
+    head = header(trigger="exception", reason="w 1: bad", suspects=[1], requests=asked)
+    lines = info(tmp_path, head, odd, (producer(1), INSIDE))
+    assert [line[:16] for line in lines if line.startswith("Suspect")] == ["Suspect: pid 101"]
+    assert any(line.startswith("  pid 100 (w 0): unhandled") for line in lines)
+    # The headline has said who asked, and why.
+    assert [line for line in lines if "asked for by" in line] == ["  asked for by  pid 100 (w 0)"]
+    lines = info(tmp_path, header(trigger="exception", reason="x"), odd)
+    assert any(line.startswith("Suspect: pid 100") for line in lines)

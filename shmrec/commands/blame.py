@@ -16,13 +16,14 @@ from shmrec.commands.wording import age, arguments, counted, moment, safe, who
 from shmrec.findings import memory_said, stack_missing
 from shmrec.forensics import Finding
 from shmrec.snapshot_file import Snapshot
+from shmrec.verdict import oldest_of
 
 __all__ = ["print_death", "print_last", "print_rows", "print_suspect"]
 
 _LAST_EVENTS: Final = 8
 _ARGUMENTS: Final = 300
 _ARGUMENTS_IN_LINE: Final = 60
-_EVIDENCE: Final = 6
+_EVIDENCE: Final = 8
 _UNKNOWNS: Final = 6
 
 Rows = list[tuple[str, Part]]
@@ -68,18 +69,19 @@ def print_suspect(screen: Screen, finding: Finding, reasons: Sequence[str]) -> N
     if finding.waiting:
         rows.append(("it was", finding.waiting))
     if finding.silence_ns is not None:
-        rows.append(("last event", f"{age(finding.silence_ns)} before"))
+        rows.append(("last event", f"{age(finding.silence_ns)} before the snapshot"))
     rows += _activity(finding, [], "the snapshot")
     print_rows(screen, rows, indent=2)
     _inside(screen, finding, [], False)
 
 
 def _within(finding: Finding) -> str:
-    span = finding.request
-    if span is None:
+    requests = finding.requests
+    if not requests:
         return ""
+    span = requests[0]
     named = f"{safe(span.name)} {arguments(span.args, _ARGUMENTS_IN_LINE)}".rstrip()
-    return f", {age(finding.age_ns(span))} into `{named}`"
+    return f", {age(finding.age_ns(span))} into `{named}`{oldest_of(requests)}"
 
 
 def _activity(finding: Finding, said: Sequence[str], end: str) -> Rows:
@@ -123,4 +125,5 @@ def print_last(screen: Screen, snapshot: Snapshot, finding: Finding) -> None:
         earlier = counted(producer.recorded - len(last), "event")
         # With the file's name: the newest snapshot may be another one by the time that it is read.
         command = f"shmrec-dump events {shlex.quote(safe(snapshot.path))} --pid {producer.pid}"
-        screen.line((f"{earlier} before these: `{command}`", "dim"), indent=2)
+        # Unbroken, to be copied.
+        screen.stream("  ", (f"{earlier} before these: `{command}`", "dim"))
