@@ -13,7 +13,7 @@ from typing import Any, Final
 from shmrec.decoder import Event, OpenSpan
 from shmrec.layout import StackFlag
 from shmrec.manifest import FACTS, Producer, Stack
-from shmrec.phrases import LOST, age, counted, safe, size
+from shmrec.phrases import LOST, age, counted, safe, size, some
 from shmrec.snapshot_file import Snapshot
 from shmrec.stack_text import Dump, ThreadStack, parse
 from shmrec.survey import LAST, Seen
@@ -39,6 +39,7 @@ REQUEST: Final = "request"
 """What the integrations call the span of a request."""
 _LATELY: Final = 5_000_000_000
 _DAMAGE_SHOWN: Final = 3
+_THREADS_NAMED: Final = 4
 _MILLION: Final = 1_000_000
 _TIME, _RSS, _CPU, _THREADS, _FILES, _STATE = range(len(FACTS))
 
@@ -276,19 +277,37 @@ def _waiting(found: Finding) -> str:
     if found.ended:
         return ""
     words = []
+    trend = found.trend
+    several = trend is not None and trend.threads > 1
     doing = found.producer.doing
     syscall, wchan = (str(doing.get(key) or "") for key in ("syscall", "wchan"))
     if syscall and syscall not in ("-1", "running"):
         words.append(f"in system call {safe(syscall)}")
     if wchan and wchan != "0":
         words.append(f"waiting in {safe(wchan)}")
-    trend = found.trend
-    if trend is not None:
-        if trend.state in _STATES:
-            words.append(_STATES[trend.state])
-        if trend.cpu is not None:
-            words.append(f"using {trend.cpu:.0%} of a processor")
+    if trend is not None and trend.state in _STATES:
+        words.append(_STATES[trend.state])
+    if several and words:
+        words[-1] += " (its main thread)"
+    running = _running(found)
+    if running:
+        words.append(f"running in {some(running, _THREADS_NAMED)}")
+    if trend is not None and trend.cpu is not None:
+        words.append(f"using {trend.cpu:.0%} of a processor")
     return ", ".join(words)
+
+
+def _running(found: Finding) -> list[str]:
+    """The threads that ran, but for the main one, in words."""
+    numbers = found.producer.doing.get("running")
+    if not isinstance(numbers, list):
+        return []
+    names = {thread.thread: thread.name for thread in found.threads}
+    return [
+        safe(names.get(number) or f"thread {number}")
+        for number in numbers
+        if type(number) is int and number != found.producer.pid
+    ]
 
 
 def stack_missing(producer: Producer) -> str:

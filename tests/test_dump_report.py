@@ -152,7 +152,7 @@ def test_a_suspect_is_shown_like_a_death(tmp_path: Path) -> None:
     assert "  not taken  because of limits, snapshots caused 3 by log" in lines
     assert "Suspect: pid 101 (w 1), 1.3 s into `request path=/export`" in lines
     assert "  because     the trigger names it" in lines
-    assert "  it was      running, using 99% of a processor" in lines
+    assert "  it was      running (its main thread), using 99% of a processor" in lines
     assert "      > crash             /srv/app/views.py:12" in lines
     assert "At that moment:" in lines
     assert "Last 2 events of pid 101 (w 1), in seconds before the snapshot:" in lines
@@ -206,6 +206,11 @@ def test_the_json_of_it(tmp_path: Path) -> None:
     dead, living = found["producers"][:2]
     assert dead["verdict"]["kind"] == "fatal signal"
     assert dead["verdict"]["evidence"]
+    assert dead["requests"] == [dead["threads"][0]["spans"][-1]]
+    assert (dead["stack_missing"], living["stack_missing"]) == (
+        "",
+        "no stack: it is not set up to give its stacks when asked",
+    )
     assert dead["facts"][0]["rss"] == 100 * MIB
     assert dead["trend"]["growth"] == 2 * MIB
     assert dead["threads"][0]["stack"]["frames"][0]["function"] == "string_at"

@@ -25,6 +25,7 @@ from shmrec.comparison import (
     Comparison,
     SpanChange,
 )
+from shmrec.stack_text import parse
 from shmrec.stillness import Stillness
 
 __all__ = ["print_difference"]
@@ -41,6 +42,7 @@ _SAID: Final = {
 }
 _SAID_OF_RUNS: Final = {CAME: "Only in the later run", WENT: "Only in the earlier run"}
 _MAIN: Final = "MainThread"
+_HEADING: Final = "Thread 0x1 (most recent call first):"
 
 
 def print_difference(screen: Screen, found: Comparison, *, everything: bool = False) -> None:
@@ -156,17 +158,30 @@ def _unmoved(screen: Screen, found: Comparison, most: int) -> None:
     if moved == len(those):
         screen.line("Every thread whose stack is in both has moved.")
         return
-    screen.line(("Threads that have not moved, innermost call:", "strong"))
+    screen.line(("Threads that have not moved, innermost call of the application:", "strong"))
     rows: list[list[Part]] = []
     for change, thread in those:
         if not thread.moved:
             producer = change.producer
             name = _thread_name(change, thread)
-            rows.append([str(producer.pid), safe(producer.label), name, safe(thread.frames[0])])
+            at = _at(thread)
+            rows.append([str(producer.pid), safe(producer.label), name, at])
     screen.table(["pid>", "label", "thread", "in"], rows[:most], indent=2)
     _more(screen, len(rows) - most)
     if moved:
         screen.line(f"{counted(moved, 'other')} moved.", indent=2)
+
+
+def _at(thread: Stillness) -> str:
+    """The innermost call of the application; what it called, where that is a library's."""
+    calls = parse("\n".join([_HEADING, *(f"  {frame}" for frame in thread.frames)]))
+    stack = calls[0].threads[0] if calls and calls[0].threads else None
+    if stack is None or not stack.frames:
+        return safe(thread.frames[0])
+    newest = stack.frames[0]
+    frame = stack.innermost() or newest
+    at = f"{safe(frame.function)}  {safe(frame.place)}"
+    return at if frame is newest else f"{at}, in {safe(newest.function)}  {safe(newest.place)}"
 
 
 def _thread_name(change: Change, thread: Stillness) -> str:
