@@ -88,6 +88,10 @@ class Screen:
         """A finished line."""
         sys.stdout.write(f"{line.rstrip()}\n")
 
+    def fits(self, headings: Sequence[str], rows: Sequence[Sequence[Part]], indent: int) -> bool:
+        """Whether a table has room for its cells to stay whole."""
+        return indent + _natural_width(headings, rows) <= self._console.width
+
     def table(
         self, headings: Sequence[str], rows: Sequence[Sequence[Part]], *, indent: int = 0
     ) -> None:
@@ -99,7 +103,7 @@ class Screen:
         alone: list[Part] | None = None
         if headings[-1].endswith("|"):
             headings = [*headings[:-1], headings[-1].removesuffix("|")]
-            if self._console.width < indent + _natural_width(headings, rows):
+            if not self.fits(headings, rows, indent):
                 alone = [row[-1] for row in rows]
                 headings, rows = headings[:-1], [row[:-1] for row in rows]
         table = Table(
