@@ -177,8 +177,11 @@ def groups(findings: Sequence[Finding]) -> list[Group]:
     for name, members in by_name.items():
         for together in _together(members):
             group = _group(findings, name, together)
-            # Threads of one process that are at different things have nothing to do with it.
-            if len({place for place, _ in group.members}) > 1 or group.shared == together[0].args:
+            places = {place for place, _ in group.members}
+            # The threads of one process wait together only where all their arguments are the
+            # same; what one that died was inside of is told with it.
+            alone = len(places) == 1
+            if not alone or (group.shared == together[0].args and not findings[min(places)].ended):
                 found.append(group)
     found.sort(key=lambda group: (-len(group.members), group.members))
     return found[:_GROUPS_LIMIT]

@@ -152,14 +152,15 @@ def test_a_busy_service_has_nothing_in_common(tmp_path: Path) -> None:
 
 
 def test_threads_of_one_process_need_all_arguments_in_common(tmp_path: Path) -> None:
-    def threads(*paths: str) -> Inside:
+    def threads(*paths: str, who: Producer | None = None) -> Inside:
         spans = [("request", 3.0, {"method": "GET", "path": path}) for path in paths]
-        return producer(0, label="w"), in_threads(*spans)
+        return who or producer(0, label="w"), in_threads(*spans)
 
     assert texts(tmp_path, threads("/a", "/b")) == []
     assert texts(tmp_path, threads("/a", "/a")) == [
         "2 threads in 1 of 1 ws inside `request method=GET path=/a`"
     ]
+    assert texts(tmp_path, threads("/a", "/a", who=died(0, label="w"))) == []
 
 
 def test_the_dead_are_told_from_those_who_wait(tmp_path: Path) -> None:

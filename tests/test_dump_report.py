@@ -206,6 +206,7 @@ def test_the_json_of_it(tmp_path: Path) -> None:
     dead, living = found["producers"][:2]
     assert dead["verdict"]["kind"] == "fatal signal"
     assert dead["verdict"]["evidence"]
+    assert [each["name"] for each in dead["last_events"]] == ["request", "checksum"]
     assert dead["requests"] == [dead["threads"][0]["spans"][-1]]
     assert (dead["stack_missing"], living["stack_missing"]) == (
         "",
@@ -296,6 +297,17 @@ def test_the_one_at_it_for_longest_is_shown_of_many_threads(tmp_path: Path) -> N
     lines = info(tmp_path, header(), (producer(1), spans))
     at = next(n for n, line in enumerate(lines) if "inside of" in line)
     assert ["path=/1" in lines[at + 1], "and 3 more" in lines[at + 4]] == [True, True]
+
+
+def test_where_the_stacks_of_the_others_are(tmp_path: Path) -> None:
+    text = crash_stack().text.split("\n\n", 1)[1]
+    asked = producer(1, stacks=[crash_stack(kind="asked", text=text)])
+    head = header(trigger="death", reason="x")
+    said = f"  Their stacks: `shmrec-dump stacks {tmp_path / 'x.shmrec'}`"
+    assert said in info(tmp_path, head, crashed(), (asked, INSIDE))
+    assert said not in info(tmp_path, head, crashed(), (producer(1), INSIDE))
+    # Shown already.
+    assert said not in info(tmp_path, header(suspects=[1]), (asked, INSIDE))
 
 
 def test_the_headline_says_what_a_status_does_not(tmp_path: Path) -> None:

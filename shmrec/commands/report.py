@@ -8,6 +8,7 @@ known, and guesses nothing.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from typing import Final
@@ -52,10 +53,10 @@ def print_report(screen: Screen, snapshot: Snapshot, analysis: Analysis) -> None
     shown = (named or suspects)[: 0 if died else _SUSPECTS]
     for culprit in shown:
         print_suspect(screen, analysis.findings[culprit.finding], culprit.reasons)
-    _others(screen, analysis, died[_DETAILED:])
+    suspected = [analysis.findings[each.finding] for each in shown]
+    _others(screen, snapshot, analysis, suspected, died[_DETAILED:])
     _also(screen, analysis, [each for each in suspects if each not in shown])
-    blamed = [*died[:_WHOLE], *(analysis.findings[each.finding] for each in shown)]
-    for finding in blamed:
+    for finding in [*died[:_WHOLE], *suspected]:
         print_last(screen, snapshot, finding)
     for finding in died[_WHOLE:_DETAILED]:
         print_last(screen, snapshot, finding)
@@ -123,7 +124,13 @@ def _more_than_its_status(finding: Finding) -> str:
     return f", {verdict.kind}" if verdict is not None and verdict.kind in _TELLING else ""
 
 
-def _others(screen: Screen, analysis: Analysis, more_dead: list[Finding]) -> None:
+def _others(
+    screen: Screen,
+    snapshot: Snapshot,
+    analysis: Analysis,
+    shown: list[Finding],
+    more_dead: list[Finding],
+) -> None:
     there = [each for each in analysis.findings if not each.ended]
     left = [each for each in analysis.findings if each.producer.state in ("exited", "detached")]
     told = [each for each in analysis.findings if each.producer.state == "dead" and not each.untold]
@@ -144,6 +151,10 @@ def _others(screen: Screen, analysis: Analysis, more_dead: list[Finding]) -> Non
             ("The others at that moment:" if analysis.died else "At that moment:", "strong")
         )
         _inside_of(screen, there)
+        if any(each.producer.stacks for each in there if each not in shown):
+            # Unbroken, to be copied.
+            command = f"shmrec-dump stacks {shlex.quote(safe(snapshot.path))}"
+            screen.stream("  ", (f"Their stacks: `{command}`", "dim"))
     if told:
         screen.line()
         ends = (f"{who(each.producer)}, {_end(each)}" for each in told)

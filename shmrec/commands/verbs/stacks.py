@@ -33,7 +33,7 @@ Examples:
 
 A stack is written by faulthandler: at a fatal signal, and when it is asked for, as triggers
 do of those whom they are about, and `shmrec-dump snapshot --stacks` does of whom you name.
-(current) is the thread that the signal hit.
+(current) is the thread that got the signal.
 """
 
 
