@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from shmrec.findings import Finding
+from shmrec.findings import REQUEST, Finding
 from shmrec.phrases import age, arguments, safe, some
 from shmrec.survey import Durations
 from shmrec.verdict import raised, raised_at
@@ -132,22 +132,27 @@ def _reasons(
 
 
 def _outliers(finding: Finding, durations: Mapping[str, Durations]) -> list[str]:
-    """Open spans that are out of all proportion to the completed ones of the same name."""
-    said = []
+    """Open spans that are out of all proportion to the completed ones of the same name.
+
+    Of each name the oldest.
+    """
+    said: dict[str, str] = {}
     spans = [span for thread in finding.threads for span in thread.spans]
     for span in sorted(spans, key=lambda span: (span.start_ns, span.span)):
+        if span.name in said:
+            continue
         others = durations.get(span.name)
         open_ns = finding.age_ns(span)
         if open_ns < _OUTLIER or others is None or others.count < _SAMPLES:
             continue
         if open_ns > others.longest and open_ns > _TIMES * others.median:
-            said.append(
+            said[span.name] = (
                 f"`{safe(span.name)}` open {age(open_ns)}; the other {others.count:,} in this "
                 f"snapshot took {age(others.median)} at the median, {age(others.longest)} at most"
             )
         if len(said) == _OUTLIERS_SAID:
             break
-    return said
+    return list(said.values())
 
 
 @dataclass
@@ -162,7 +167,7 @@ def groups(findings: Sequence[Finding]) -> list[Group]:
     """Who waits inside the same thing, the largest group first; a group has two members or more.
 
     Threads whose innermost spans have equal arguments come together; of the others, those that
-    share some.
+    share some, but for requests, which have more in common than says anything.
     """
     by_name: dict[str, list[_Member]] = defaultdict(list)
     for place, finding in enumerate(findings):
@@ -175,7 +180,7 @@ def groups(findings: Sequence[Finding]) -> list[Group]:
                 by_name[span.name].append(_Member(place, thread.thread, span.args, pairs))
     found = []
     for name, members in by_name.items():
-        for together in _together(members):
+        for together in _together(members, wholly=name == REQUEST):
             group = _group(findings, name, together)
             places = {place for place, _ in group.members}
             # The threads of one process wait together only where all their arguments are the
@@ -187,13 +192,13 @@ def groups(findings: Sequence[Finding]) -> list[Group]:
     return found[:_GROUPS_LIMIT]
 
 
-def _together(members: list[_Member]) -> list[list[_Member]]:
+def _together(members: list[_Member], *, wholly: bool) -> list[list[_Member]]:
     equal: dict[frozenset[str], list[_Member]] = defaultdict(list)
     for member in members:
         equal[member.pairs].append(member)
     found = [same for same in equal.values() if len(same) > 1]
     rest = [member for member in members if len(equal[member.pairs]) == 1]
-    while len(rest) > 1 and len(found) < _GROUPS_LIMIT:
+    while not wholly and len(rest) > 1 and len(found) < _GROUPS_LIMIT:
         counts = Counter(pair for member in rest for pair in member.pairs)
         pair, number = min(counts.items(), key=lambda item: (-item[1], item[0]), default=("", 0))
         if number < 2:

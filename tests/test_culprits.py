@@ -95,6 +95,14 @@ def test_outliers_against_their_own_kind(tmp_path: Path) -> None:
     assert outliers(tmp_path, [0.0001] * 9, 0.09) == []
 
 
+def test_an_outlier_is_told_once(tmp_path: Path) -> None:
+    two = producer(1), in_threads(("db.query", 9, {}), ("db.query", 8, {}))
+    found = analysed(tmp_path, (producer(0), [completed(*[0.003] * 9)]), two)
+    (culprit,) = found.culprits
+    assert [reason for reason in culprit.reasons if "db.query` open 9.0 s;" in reason]
+    assert not [reason for reason in culprit.reasons if "open 8.0 s" in reason]
+
+
 def texts(path: Path, *insides: Inside) -> list[str]:
     return [each.text for each in analysed(path, *insides).groups]
 
@@ -143,22 +151,28 @@ def test_only_the_innermost_counts_and_threads_are_counted(tmp_path: Path) -> No
 
 
 def test_a_busy_service_has_nothing_in_common(tmp_path: Path) -> None:
-    def at(ago: float, index: int = 0) -> Inside:
-        args = {"method": "GET", "path": f"/{index}"}
-        return producer(index, label=f"w {index}"), inside(("request", ago, args))
+    def at(ago: float, index: int, path: str, name: str = "request") -> Inside:
+        args = {"method": "GET", "path": path}
+        return producer(index, label=f"w {index}"), inside((name, ago, args))
 
-    assert texts(tmp_path, at(0.002), at(0.09, 1), at(9, 2)) == []
-    assert texts(tmp_path, at(0.2), at(0.3, 1)) == ["2 of 2 ws inside `request method=GET`"]
+    assert texts(tmp_path, at(0.002, 0, "/a"), at(0.09, 1, "/a"), at(9, 2, "/a")) == []
+    assert texts(tmp_path, at(0.2, 0, "/a"), at(0.3, 1, "/b")) == []
+    assert texts(tmp_path, at(0.2, 0, "/a"), at(0.3, 1, "/a")) == [
+        "2 of 2 ws inside `request method=GET path=/a`"
+    ]
+    assert texts(tmp_path, at(0.2, 0, "/a", "ask"), at(0.3, 1, "/b", "ask")) == [
+        "2 of 2 ws inside `ask method=GET`"
+    ]
 
 
 def test_threads_of_one_process_need_all_arguments_in_common(tmp_path: Path) -> None:
     def threads(*paths: str, who: Producer | None = None) -> Inside:
-        spans = [("request", 3.0, {"method": "GET", "path": path}) for path in paths]
+        spans = [(LOCK, 3.0, {"kind": "row", "path": path}) for path in paths]
         return who or producer(0, label="w"), in_threads(*spans)
 
     assert texts(tmp_path, threads("/a", "/b")) == []
     assert texts(tmp_path, threads("/a", "/a")) == [
-        "2 threads in 1 of 1 ws inside `request method=GET path=/a`"
+        "2 threads in 1 of 1 ws inside `lock.acquire kind=row path=/a`"
     ]
     assert texts(tmp_path, threads("/a", "/a", who=died(0, label="w"))) == []
 
