@@ -122,6 +122,18 @@ def test_many_calls_are_summed_up(tmp_path: Path) -> None:
     assert "Mind: its stack is cut off: threads or calls are missing" in shown
 
 
+def test_an_installed_application_is_not_summed_up(tmp_path: Path) -> None:
+    site = "/srv/.venv/lib/python3.11/site-packages"
+    text = "Fatal Python error: Aborted\n\nCurrent thread 0xa1 (most recent call first):\n" + (
+        f'  File "{site}/werkzeug/x.py", line 1 in deep\n'
+        f'  File "{site}/shop/views.py", line 7 in view\n'
+        + "".join(f'  File "{site}/flask/app.py", line {n} in call{n}\n' for n in range(20))
+    )
+    shown = "\n".join(info(tmp_path, header(), crashed(stacks=[crash_stack(text=text)])))
+    assert re.search(r" +deep +werkzeug/x.py:1\n +view +shop/views.py:7\n", shown)
+    assert "and 12 older calls" in shown
+
+
 def test_why_there_is_no_stack(tmp_path: Path) -> None:
     shown = info(tmp_path, header(), crashed(stacks=[], stack_flags=0))
     assert "            no stack: faulthandler was not armed in it" in shown
