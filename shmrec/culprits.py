@@ -78,17 +78,17 @@ def rank(
             first = min((kind for kind, _ in reasons), key=RANKS.index)
             found.append(Culprit(place, first, [text for _, text in reasons]))
 
-    def order(culprit: Culprit) -> tuple[int, int, int]:
+    def order(culprit: Culprit) -> tuple[int, int, int, int]:
         finding = findings[culprit.finding]
         oldest = finding.oldest
-        when = oldest.start_ns if oldest is not None else 1 << 64
+        since = when = oldest.start_ns if oldest is not None else 1 << 64
         if culprit.rank == "died":
             when = finding.producer.ended_ns or 1 << 64
         elif culprit.rank == "suspect":
             when = suspects.index(finding.producer.index)
         elif culprit.rank == "raised":
             when = -finding.unhandled[-1].time_ns
-        return RANKS.index(culprit.rank), when, culprit.finding
+        return RANKS.index(culprit.rank), when, since, culprit.finding
 
     return sorted(found, key=order)
 

@@ -34,7 +34,7 @@ INSIDE = inside(("request", 1.3, {"path": "/export"}), ("checksum", 1.2, {"size"
 
 
 def info(path: Path, head: Header, *producers: tuple[Producer, list[Batch]]) -> list[str]:
-    shown = dump("info", write_file(path / "x.shmrec", head, list(producers))).stdout
+    shown = dump("info", write_file(path / "x.shmrec", head, producers)).stdout
     return shown.splitlines()
 
 
@@ -309,6 +309,33 @@ def test_the_one_at_it_for_longest_is_shown_of_many_threads(tmp_path: Path) -> N
     lines = info(tmp_path, header(), (producer(1), spans))
     at = next(n for n, line in enumerate(lines) if "inside of" in line)
     assert ["path=/1" in lines[at + 1], "and 3 more" in lines[at + 4]] == [True, True]
+
+
+def test_of_memory_read_cold_ages_are_up_to_its_last_event(tmp_path: Path) -> None:
+    """When it was taken is known from heartbeats and batches' beginnings only."""
+    cold = header(trigger="recover", reason="recovered", flushes=0, fenced=False)
+    unseen = {"state": "dead", "ended_ns": 0}
+    late = batch(
+        [1, 0, 1, "MainThread"], [4, 0, "request", 1, {"path": "/late"}], [3, SECOND, "x"],
+        start_ns=TAKEN - SECOND // 2,
+    )  # fmt: skip
+    producers: list[tuple[Producer, list[Batch]]] = [
+        (producer(0, **unseen), []),
+        (producer(1, **unseen), [late]),
+    ]
+    lines = info(tmp_path, cold, *producers, (producer(2, **unseen), INSIDE))
+    # The one that was at something for longest comes first.
+    assert [line for line in lines if line.startswith("Died: ")] == [
+        "Died: pid 102 (w 2), 1.8 s into `request path=/export`",
+        "Died: pid 101 (w 1), 1.0 s into `request path=/late`",
+        "Died: pid 100 (w 0)",
+    ]
+    assert "  -1.000000  begin     request  path=/late" in lines
+    found = dump_json("info", tmp_path / "x.shmrec")
+    assert found["taken_ns"] == TAKEN + SECOND // 2
+    # Flushed, it was taken when it says so.
+    dump_json("info", write_file(tmp_path / "y.shmrec", header(), producers))
+    assert dump_json("info", tmp_path / "y.shmrec")["taken_ns"] == TAKEN
 
 
 def test_where_the_stacks_of_the_others_are(tmp_path: Path) -> None:
