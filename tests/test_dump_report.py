@@ -34,7 +34,7 @@ INSIDE = inside(("request", 1.3, {"path": "/export"}), ("checksum", 1.2, {"size"
 
 
 def info(path: Path, head: Header, *producers: tuple[Producer, list[Batch]]) -> list[str]:
-    shown = dump("info", write_file(path / "x.shmrec", head, producers)).stdout
+    shown = dump("info", write_file(path / "x.shmrec", head, list(producers))).stdout
     return shown.splitlines()
 
 
@@ -273,11 +273,14 @@ def test_the_stack_of_a_thread_is_not_that_of_one_of_its_greenlets(tmp_path: Pat
     )  # fmt: skip
     head = header(trigger="death", reason="x")
     dead = died(cause=SEGV, stacks=[crash_stack()])
-    said = "      its thread takes turns at these, and was executing:"
+    said = "      Segmentation fault in this thread, which takes turns at these:"
     lines = info(tmp_path, head, (dead, [turns]))
     assert lines[lines.index(said) - 1].split()[-3:] == ["path=/a", "in", "MainThread"]
     # One inside of the other is the same call's.
-    assert said not in info(tmp_path, head, (dead, INSIDE))
+    assert "takes turns" not in "\n".join(info(tmp_path, head, (dead, INSIDE)))
+    asked = producer(stacks=[crash_stack(kind="asked", text=crash_stack().text.split("\n\n")[2])])
+    lines = info(tmp_path, header(suspects=[0]), (asked, [turns]))
+    assert "      its thread takes turns at these, and was executing:" in lines
 
 
 def test_every_thread_with_a_request_shows_where_it_is(tmp_path: Path) -> None:
@@ -371,3 +374,16 @@ def test_those_that_the_trigger_names_come_before_those_that_stand_out(tmp_path:
     assert [line for line in lines if "asked for by" in line] == ["  asked for by  pid 100 (w 0)"]
     lines = info(tmp_path, header(trigger="exception", reason="x"), odd)
     assert any(line.startswith("Suspect: pid 100") for line in lines)
+
+
+def test_of_many_that_died_the_evidence_is_brief(tmp_path: Path) -> None:
+    memory = {"kills": 0, "source": "/x/memory.events"}
+    killed = Cause("signal 9 (SIGKILL)", "kernel (pidfd)", signal=9)
+    those = [
+        (died(n, cause=killed, memory=memory, facts=facts(MIB), peak_rss=MIB), INSIDE)
+        for n in range(3)
+    ]
+    lines = info(tmp_path, header(trigger="death", reason="x"), *those)
+    assert sum("it had 1.0 MiB resident" in line for line in lines) == 2
+    assert sum("not for want of memory: the kernel" in line for line in lines) == 3
+    assert "            and 1 more, with --json" in lines

@@ -24,6 +24,7 @@ _LAST_EVENTS: Final = 8
 _ARGUMENTS: Final = 300
 _ARGUMENTS_IN_LINE: Final = 60
 _EVIDENCE: Final = 8
+_BRIEF: Final = 2
 _UNKNOWNS: Final = 6
 
 Rows = list[tuple[str, Part]]
@@ -48,7 +49,10 @@ def print_death(
     screen.line()
     screen.line((f"Died: {who(producer)}{_within(finding)}", "bad"))
     rows: Rows = [("cause", (verdict.text, "strong"))]
-    rows += [("evidence", text) for text in verdict.evidence[:_EVIDENCE]]
+    most = _BRIEF if brief else _EVIDENCE
+    rows += [("evidence", text) for text in verdict.evidence[:most]]
+    if len(verdict.evidence) > most:
+        rows.append(("evidence", f"and {len(verdict.evidence) - most} more, with --json"))
     if producer.ended_ns:
         silence = finding.silence_ns
         quiet = f", {age(silence)} after its last event" if silence is not None else ""

@@ -24,6 +24,7 @@ _SPANS: Final = 20
 _CALLS: Final = 10
 _STACKS: Final = 3
 _IDLE: Final = 3
+_TURNS: Final = "its thread takes turns at these, and was executing:"
 
 
 def thread_named(thread: Thread) -> str:
@@ -61,12 +62,12 @@ def print_inside(screen: Screen, finding: Finding, *, stacks: bool = True) -> No
             shown += not struck
             if not lines:
                 screen.line(thread_named(thread), indent=4)
-            elif _side_by_side(lines):
-                screen.line(
-                    ("its thread takes turns at these, and was executing:", "warn"), indent=6
-                )
+            turns = _side_by_side(lines)
             if struck:
-                screen.line((f"{safe(finding.fatal)} in this thread:", "bad"), indent=6)
+                which = ", which takes turns at these" if turns else ""
+                screen.line((f"{safe(finding.fatal)} in this thread{which}:", "bad"), indent=6)
+            elif turns:
+                screen.line((_TURNS, "warn"), indent=6)
             print_stack(screen, thread, indent=6, most=_CALLS)
         elif lines:
             screen.line((_at(thread.stack), "dim"), indent=6)
