@@ -47,6 +47,11 @@ _JUST: Final = 10_000_000_000
 _ARGUMENTS: Final = 160
 _MESSAGE: Final = 200
 _OPEN: Final = 4
+_GUNICORN_STOPS: Final = {
+    3: "it takes the worker for one that cannot boot",
+    4: "it takes the application for one that cannot be loaded",
+}
+"""gunicorn/arbiter.py: WORKER_BOOT_ERROR, APP_LOAD_ERROR."""
 
 
 def judge(found: Finding) -> Verdict | None:
@@ -280,6 +285,8 @@ def _by_code(found: Finding, code: int) -> Verdict:
         evidence.append("no unhandled exception was recorded before its end")
     if found.producer.state == "dead":
         evidence.append("it did not detach, as a process does that runs its exit handlers")
+    if found.producer.label == "gunicorn worker" and code in _GUNICORN_STOPS:
+        evidence.append(f"gunicorn stops the service at exit code {code}: {_GUNICORN_STOPS[code]}")
     if found.fatal:
         evidence.append(f"faulthandler wrote its stacks at {safe(found.fatal)!r}")
     return Verdict("exit code", f"It ended by itself, with exit code {code}.", evidence)

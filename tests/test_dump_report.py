@@ -341,6 +341,19 @@ def test_of_memory_read_cold_ages_are_up_to_its_last_event(tmp_path: Path) -> No
     assert dump_json("info", tmp_path / "y.shmrec")["taken_ns"] == TAKEN
 
 
+def test_who_left_before_and_who_because_of_it(tmp_path: Path) -> None:
+    def left(index: int, at: int) -> tuple[Producer, list[Batch]]:
+        return producer(index, state="detached", detached_ns=at), []
+
+    dead = crashed(ended_ns=TAKEN - SECOND)
+    head = header(trigger="death", reason="x")
+    lines = info(tmp_path, head, dead, left(1, TAKEN - 2 * SECOND), left(2, TAKEN))
+    assert "Left in order before: pid 101 (w 1)." in lines
+    assert "Left in order after that: pid 102 (w 2)." in lines
+    lines = info(tmp_path, header(), left(1, TAKEN))
+    assert "Left in order before: pid 101 (w 1)." in lines
+
+
 def test_where_the_stacks_of_the_others_are(tmp_path: Path) -> None:
     text = crash_stack().text.split("\n\n", 1)[1]
     asked = producer(1, stacks=[crash_stack(kind="asked", text=text)])

@@ -115,6 +115,13 @@ def test_killed_by_somebody(tmp_path: Path) -> None:
     ]
 
 
+def test_what_gunicorn_makes_of_an_exit_code(tmp_path: Path) -> None:
+    said_so = "gunicorn stops the service at exit code 3: it takes the worker for one that cannot"
+    assert said_so in said(verdict(tmp_path, cause=code(3), label="gunicorn worker"))
+    assert "gunicorn" not in said(verdict(tmp_path, cause=code(5), label="gunicorn worker"))
+    assert "gunicorn" not in said(verdict(tmp_path, cause=code(3)))
+
+
 def test_gunicorns_question_is_answered(tmp_path: Path) -> None:
     found = verdict(tmp_path, cause=KILL, memory=memory(0), label="gunicorn worker")
     assert 'gunicorn\'s "Perhaps out of memory?" is what it says at any SIGKILL' in found.evidence

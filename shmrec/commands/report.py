@@ -159,10 +159,12 @@ def _others(
         screen.line()
         ends = (f"{who(each.producer)}, {_end(each)}" for each in told)
         screen.line(f"Died before, told by an earlier snapshot: {some(ends, _NAMED)}.")
-    if left:
-        screen.line()
-        names = some((who(each.producer) for each in left), _NAMED)
-        screen.line(f"Left in order before: {names}.")
+    moment_ns = min((each.reference_ns for each in analysis.died), default=1 << 64)
+    for since, when in ((False, "before"), (True, "after that")):
+        names = [who(each.producer) for each in left if (each.reference_ns > moment_ns) is since]
+        if names:
+            screen.line()
+            screen.line(f"Left in order {when}: {some(names, _NAMED)}.")
 
 
 def _end(finding: Finding) -> str:
