@@ -30,6 +30,7 @@ RARELY: Final = 5
 _ROW: Final = struct.Struct(f"<{len(FACTS) - 1}qc")
 _FILES_A_TICK: Final = 200
 """Descriptors that a tick of listing pays for: one that has many is listed all the less often."""
+_THREADS_LOOKED_AT: Final = 64
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _AT_MOST: Final = (1 << 63) - 1
@@ -91,7 +92,7 @@ class Facts:
         return True
 
     def doing(self) -> dict[str, Any]:
-        """What its main thread is inside of, as `manifest.Producer.doing` has it."""
+        """What it is at, as `manifest.Producer.doing` has it."""
         found: dict[str, Any] = {}
         wchan = self._text("wchan")
         # The kernel says 0 where it is in no call, and to who may not know.
@@ -103,7 +104,18 @@ class Facts:
         seen = process.stat(self._pid)
         if not found or seen is None or seen.start_ticks != self._start:
             return {}
-        return {**found, "time_ns": time.monotonic_ns()}
+        return {**found, "time_ns": time.monotonic_ns(), **self._running(seen.threads)}
+
+    def _running(self, threads: int) -> dict[str, Any]:
+        """Which of its threads run; nothing where it has one, or very many, or none can be seen."""
+        if not 1 < threads <= _THREADS_LOOKED_AT:
+            return {}
+        try:
+            names = os.listdir(f"{self._folder}/task")[:_THREADS_LOOKED_AT]
+        except OSError:
+            return {}
+        states = {int(name): process.stat(int(name)) for name in names}
+        return {"running": [each for each, seen in states.items() if seen and seen.state == "R"]}
 
     def _files(self) -> int:
         """How many descriptors it has open; -1 where that was not read, or could not be."""

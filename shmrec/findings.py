@@ -13,12 +13,13 @@ from typing import Any, Final
 from shmrec.decoder import Event, OpenSpan
 from shmrec.layout import StackFlag
 from shmrec.manifest import ENDED, FACTS, Producer, Stack
-from shmrec.phrases import LOST, MAIN_THREAD, age, counted, safe, size
+from shmrec.phrases import LOST, MAIN_THREAD, age, counted, safe, size, some
 from shmrec.snapshot_file import Snapshot
 from shmrec.stack_text import Dump, ThreadStack, parse
 from shmrec.survey import LAST, Seen
 
 __all__ = [
+    "REQUEST",
     "Finding",
     "Thread",
     "Trend",
@@ -30,10 +31,11 @@ __all__ = [
     "threads_of",
 ]
 
-_REQUEST: Final = "request"
+REQUEST: Final = "request"
 """What the integrations call the span of a request."""
 _LATELY: Final = 5_000_000_000
 _DAMAGE_SHOWN: Final = 3
+_THREADS_NAMED: Final = 4
 _MILLION: Final = 1_000_000
 _TIME, _RSS, _CPU, _THREADS, _FILES, _STATE = range(len(FACTS))
 
@@ -144,20 +146,25 @@ class Finding:
         return min(spans, key=lambda span: (span.start_ns, span.span), default=None)
 
     @property
-    def request(self) -> OpenSpan | None:
-        """The request open for longest, or else the span: of the thread struck, if it has any."""
+    def requests(self) -> list[OpenSpan]:
+        """The open requests, or else each thread's outermost span; the longest open first.
+
+        Of the thread that a fatal signal hit, if it has any.
+        """
         struck = self.struck
         threads = [struck] if struck is not None and struck.spans else self.threads
-        spans = [span for each in threads for span in each.spans]
-        return min(
-            [span for span in spans if span.name == _REQUEST] or spans,
-            key=lambda span: (span.start_ns, span.span),
-            default=None,
-        )
+        spans = [span for each in threads for span in each.spans if span.name == REQUEST]
+        found = spans or [each.spans[-1] for each in threads if each.spans]
+        return sorted(found, key=lambda span: (span.start_ns, span.span))
+
+    @property
+    def request(self) -> OpenSpan | None:
+        """The first of `requests`."""
+        return next(iter(self.requests), None)
 
     def age_ns(self, span: OpenSpan) -> int:
-        """For how long the span had been open."""
-        return self.reference_ns - span.start_ns
+        """For how long the span had been open; 0 where it began after `reference_ns`."""
+        return max(0, self.reference_ns - span.start_ns)
 
 
 def find(snapshot: Snapshot, producer: Producer, seen: Seen) -> Finding:
@@ -266,19 +273,37 @@ def _waiting(found: Finding) -> str:
     if found.ended:
         return ""
     words = []
+    trend = found.trend
+    several = trend is not None and trend.threads > 1
     doing = found.producer.doing
     syscall, wchan = (str(doing.get(key) or "") for key in ("syscall", "wchan"))
     if syscall and syscall not in ("-1", "running"):
         words.append(f"in system call {safe(syscall)}")
     if wchan and wchan != "0":
         words.append(f"waiting in {safe(wchan)}")
-    trend = found.trend
-    if trend is not None:
-        if trend.state in _STATES:
-            words.append(_STATES[trend.state])
-        if trend.cpu is not None:
-            words.append(f"using {trend.cpu:.0%} of a processor")
+    if trend is not None and trend.state in _STATES:
+        words.append(_STATES[trend.state])
+    if several and words:
+        words[-1] += " (its main thread)"
+    running = _running(found)
+    if running:
+        words.append(f"running in {some(running, _THREADS_NAMED)}")
+    if trend is not None and trend.cpu is not None:
+        words.append(f"using {trend.cpu:.0%} of a processor")
     return ", ".join(words)
+
+
+def _running(found: Finding) -> list[str]:
+    """The threads that ran, but for the main one, in words."""
+    numbers = found.producer.doing.get("running")
+    if not isinstance(numbers, list):
+        return []
+    names = {thread.thread: thread.name for thread in found.threads}
+    return [
+        safe(names.get(number) or f"thread {number}")
+        for number in numbers
+        if type(number) is int and number != found.producer.pid
+    ]
 
 
 def stack_missing(producer: Producer) -> str:
@@ -352,7 +377,8 @@ def memory_said(trend: Trend | None, reference_ns: int, end: str = "its end") ->
         return ""
     before = max(0, reference_ns - trend.last_ns)
     of = f" of {size(trend.limit)} allowed" if trend.limit else ""
-    text = f"{size(trend.last_rss)} resident{of}, {age(before)} before {end}"
+    when = f"{age(before)} before" if before >= _MILLION else "at"
+    text = f"{size(trend.last_rss)} resident{of}, {when} {end}"
     if trend.peak_rss > trend.last_rss:
         text += f", {size(trend.peak_rss)} at most"
     over = trend.last_ns - trend.first_ns

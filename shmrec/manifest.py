@@ -139,7 +139,8 @@ class Producer:
     """A host's word that it did not answer: `timeout_ms`, `told_ns`; empty without one."""
     doing: dict[str, Any] = field(default_factory=dict)
     """Of one that lives, its main thread: `wchan` and `syscall` as the kernel names them, where
-    readable; `time_ns` when that was."""
+    readable; `time_ns` when that was. Where it has more threads, but not very many, `running` are
+    the ids of those that ran, or waited for nothing but a processor."""
     stack_flags: int = 0
     """A union of `layout.StackFlag`."""
     # What follows is worked out by the reader.

@@ -263,6 +263,18 @@ class Snapshot:
             for producer in self.producers:
                 producer.stacks = self._stacks.get(producer.index, [])
                 self._work_out(file, producer)
+        if not self.header.flushes and self.header.taken_mono_ns:
+            self._settle_moment()
+
+    def _settle_moment(self) -> None:
+        """Of memory that was read cold, the moment is that of the last event in it.
+
+        Whoever wrote it knew of heartbeats and of batches' beginnings alone.
+        """
+        newest = max((producer.newest_ns for producer in self.producers), default=0)
+        later = max(0, newest - self.header.taken_mono_ns)
+        self.header.taken_mono_ns += later
+        self.header.taken_wall_ns += later
 
     def _take(self, offset: int, packed: bytes) -> None:
         value = _unpack(packed)

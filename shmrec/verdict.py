@@ -8,6 +8,7 @@ positive; where it is missing that is said, and unknown stays unknown.
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from typing import Final
 
 from shmrec.decoder import Event, OpenSpan
@@ -16,7 +17,7 @@ from shmrec.manifest import ENDED
 from shmrec.phrases import age, counted, safe, size, span_named, thread_said
 from shmrec.stack_text import Frame, ThreadStack
 
-__all__ = ["KINDS", "judge", "place", "raised", "span_said"]
+__all__ = ["KINDS", "judge", "oldest_of", "place", "raised", "raised_at", "span_said"]
 
 KINDS: Final = (
     "out of memory",
@@ -46,6 +47,12 @@ _DEADLY: Final = ("Segmentation fault", "Floating point exception", "Floating-po
 _JUST: Final = 10_000_000_000
 _ARGUMENTS: Final = 160
 _MESSAGE: Final = 200
+_OPEN: Final = 4
+_GUNICORN_STOPS: Final = {
+    3: "it takes the worker for one that cannot boot",
+    4: "it takes the application for one that cannot be loaded",
+}
+"""gunicorn/arbiter.py: WORKER_BOOT_ERROR, APP_LOAD_ERROR."""
 
 
 def judge(found: Finding) -> Verdict | None:
@@ -122,11 +129,13 @@ def _killed(found: Finding) -> Verdict:
         evidence.append(f"faulthandler had written its stacks at {safe(found.fatal)!r} before")
     kills = number_of(found.producer.memory, "kills")
     if kills is None:
-        text = "Killed by SIGKILL; whether for want of memory is not known."
+        text = "Killed with SIGKILL; whether for want of memory is not known."
     elif kills:
-        text = "Killed by SIGKILL, possibly for want of memory: that is not certain."
+        text = "Killed with SIGKILL, possibly for want of memory: that is not certain."
     else:
-        text = "Killed by another process with SIGKILL, not for want of memory."
+        text = "Killed with SIGKILL, not for want of memory; who sent it is not known."
+        if found.producer.label.startswith("gunicorn"):
+            evidence.append('gunicorn\'s "Perhaps out of memory?" is what it says at any SIGKILL')
     return Verdict("killed", text, evidence)
 
 
@@ -143,11 +152,12 @@ def _memory(found: Finding) -> tuple[bool, list[str]]:
         return False, [said, *([f"it had {had}"] if had else [])]
     machine = memory.get("whole_machine") is True
     whose = "machine" if machine else "cgroup"
-    if not kills:
-        said = f"not for want of memory: the {whose}'s count of kills stayed{source}"
-        return False, [f"{said}; it had {had}" if had else said]
     window = number_of(memory, "window_ns")
     when = f"in the {age(window)} before its end was noticed" if window else "in its time"
+    if not kills:
+        there = "on the machine" if machine else "in its cgroup"
+        said = f"not for want of memory: the kernel killed none {there} {when}{source}"
+        return False, [said, *([f"it had {had}"] if had else [])]
     evidence = [
         f"the kernel killed {counted(kills, 'process')} for want of memory in its {whose} "
         f"{when}{source}"
@@ -187,28 +197,34 @@ def _host_word(found: Finding) -> str:
 def _host_timeout(found: Finding, how: str) -> Verdict:
     timeout = number_of(found.producer.host, "timeout_ms") or 0
     evidence = [_host_word(found)]
-    request = found.request
+    requests = found.requests
     text = f"Host timeout: ended by its host ({how}) after {age(timeout * 1_000_000)}"
-    if request is not None:
-        text += f", inside `{safe(request.name)}` for {age(found.age_ns(request))}"
-        evidence.append(f"open: {span_said(found, request)}")
+    if requests:
+        text += f", inside `{safe(requests[0].name)}` for {age(found.age_ns(requests[0]))}"
+        text += oldest_of(requests)
     else:
         evidence.append("no span was open in it")
-    where = _executing(found, request)
-    if where:
-        evidence.append(where)
-    elif found.stack is None:
+    for span in requests[:_OPEN]:
+        evidence.append(f"open: {span_said(found, span)}{_executing(found, span)}")
+    if len(requests) > _OPEN:
+        evidence.append(f"and {len(requests) - _OPEN} more were open")
+    if found.stack is None:
         evidence.append(stack_missing(found.producer))
     return Verdict("host timeout", f"{text}.", evidence)
 
 
-def _executing(found: Finding, span: OpenSpan | None) -> str:
+def oldest_of(requests: Sequence[OpenSpan]) -> str:
+    """Said of the first where several were open: it need not be the one that matters."""
+    return f", the oldest of {len(requests)} open" if len(requests) > 1 else ""
+
+
+def _executing(found: Finding, span: OpenSpan) -> str:
     """What the span's thread was executing."""
     for thread in found.threads:
-        if span is not None and span in thread.spans and thread.stack is not None:
+        if span in thread.spans and thread.stack is not None:
             frame = thread.stack.telling()
             if frame is not None:
-                return f"its thread was executing {place(frame)}"
+                return f", which was executing {place(frame)}"
     return ""
 
 
@@ -259,12 +275,16 @@ def _by_code(found: Finding, code: int) -> Verdict:
         said = f"{age(before)} before its end an exception left its main thread"
         if before <= _JUST:
             text = f"Unhandled exception: {raised(event)} (exit code {code})."
-            return Verdict("unhandled exception", text, [f"{said}{_from(event)}", *evidence])
-        evidence.append(f"{said}: {raised(event)}{_from(event)}; too long before to be the cause")
+            return Verdict("unhandled exception", text, [f"{said}{raised_at(event)}", *evidence])
+        evidence.append(
+            f"{said}: {raised(event)}{raised_at(event)}; too long before to be the cause"
+        )
     elif not found.unhandled:
         evidence.append("no unhandled exception was recorded before its end")
     if found.producer.state == "dead":
         evidence.append("it did not detach, as a process does that runs its exit handlers")
+    if found.producer.label == "gunicorn worker" and code in _GUNICORN_STOPS:
+        evidence.append(f"gunicorn stops the service at exit code {code}: {_GUNICORN_STOPS[code]}")
     if found.fatal:
         evidence.append(f"faulthandler wrote its stacks at {safe(found.fatal)!r}")
     return Verdict("exit code", f"It ended by itself, with exit code {code}.", evidence)
@@ -281,7 +301,7 @@ def _raised_elsewhere(found: Finding, verdict: Verdict) -> list[str]:
         where = {"thread": "a thread", "task": "a task", "main": "the main thread"}.get(whose)
         said.append(
             f"{age(before)} before its end an exception left {where or 'what it was in'}: "
-            f"{raised(event)}{_from(event)}"
+            f"{raised(event)}{raised_at(event)}"
         )
     return said[:2]
 
@@ -298,7 +318,8 @@ def raised(event: Event) -> str:
     return safe(f"{event.name}: {message}" if message else event.name)
 
 
-def _from(event: Event) -> str:
+def raised_at(event: Event) -> str:
+    """Where an exception event says that it was raised, to go on with; "" if it does not."""
     where = event.args.get("where")
     if not isinstance(where, list) or not where:
         return ""

@@ -88,6 +88,17 @@ def inside(*spans: tuple[str, float, dict[str, Any]], thread: int = 4242) -> lis
     return [batch(*happenings, start_ns=start)]
 
 
+def in_threads(*spans: tuple[str, float, dict[str, Any]]) -> list[Batch]:
+    """A batch of spans of the threads 1, 2, ..., open since so many seconds, the longest first."""
+    start = before = TAKEN - round(spans[0][1] * SECOND)
+    happenings: list[list[Any]] = []
+    for number, (name, ago, args) in enumerate(spans, 1):
+        begun = TAKEN - round(ago * SECOND)
+        happenings += [[1, 0, number, f"pool_{number}"], [4, begun - before, name, number, args]]
+        before = begun
+    return [batch(*happenings, start_ns=start)]
+
+
 def facts(*sizes: int, every: int = 10, cpu: float = 0.0, state: str = "S") -> list[list[Any]]:
     """Rows of facts, the last one a second before the snapshot."""
     first = TAKEN - SECOND - (len(sizes) - 1) * every * SECOND

@@ -10,7 +10,7 @@ from shmrec.manifest import Producer
 from shmrec.ring import Batch
 
 from .dumping import batch
-from .findings import MAIN, SECOND, TAKEN, analysed, died, exception, inside, producer
+from .findings import MAIN, SECOND, TAKEN, analysed, died, exception, in_threads, inside, producer
 
 Inside = tuple[Producer, list[Batch]]
 LOCK = "lock.acquire"
@@ -51,7 +51,9 @@ def test_the_order(tmp_path: Path) -> None:
     reasons = {each.finding: each.reasons for each in found.culprits}
     assert reasons[8] == ["it died 1.0 s before the snapshot"]
     assert reasons[3] == ["no event for 1 min 30 s, with `request` open for 1 min 30 s"]
-    assert reasons[1] == ["unhandled 3.0 s before: ValueError: no such thing"]
+    assert reasons[1] == [
+        "unhandled 3.0 s before: ValueError: no such thing, raised at /srv/app/views.py:3 f"
+    ]
 
 
 def completed(*durations: float, name: str = "db.query") -> Batch:
@@ -91,6 +93,14 @@ def test_outliers_against_their_own_kind(tmp_path: Path) -> None:
     assert outliers(tmp_path, [0.003] * 9 + [32.0], 31.2) == []
     assert outliers(tmp_path, [3.2] * 9, 31.2) == []
     assert outliers(tmp_path, [0.0001] * 9, 0.09) == []
+
+
+def test_an_outlier_is_told_once(tmp_path: Path) -> None:
+    two = producer(1), in_threads(("db.query", 9, {}), ("db.query", 8, {}))
+    found = analysed(tmp_path, (producer(0), [completed(*[0.003] * 9)]), two)
+    (culprit,) = found.culprits
+    assert [reason for reason in culprit.reasons if "db.query` open 9.0 s;" in reason]
+    assert not [reason for reason in culprit.reasons if "open 8.0 s" in reason]
 
 
 def texts(path: Path, *insides: Inside) -> list[str]:
@@ -136,5 +146,39 @@ def test_only_the_innermost_counts_and_threads_are_counted(tmp_path: Path) -> No
         start_ns=TAKEN - SECOND,
     )  # fmt: skip
     assert texts(tmp_path, outer, (producer(1, label="w"), [threads])) == [
-        "3 threads of 2 of 2 ws inside `lock.acquire`"
+        "3 threads in 2 of 2 ws inside `lock.acquire`"
+    ]
+
+
+def test_a_busy_service_has_nothing_in_common(tmp_path: Path) -> None:
+    def at(ago: float, index: int, path: str, name: str = "request") -> Inside:
+        args = {"method": "GET", "path": path}
+        return producer(index, label=f"w {index}"), inside((name, ago, args))
+
+    assert texts(tmp_path, at(0.002, 0, "/a"), at(0.09, 1, "/a"), at(9, 2, "/a")) == []
+    assert texts(tmp_path, at(0.2, 0, "/a"), at(0.3, 1, "/b")) == []
+    assert texts(tmp_path, at(0.2, 0, "/a"), at(0.3, 1, "/a")) == [
+        "2 of 2 ws inside `request method=GET path=/a`"
+    ]
+    assert texts(tmp_path, at(0.2, 0, "/a", "ask"), at(0.3, 1, "/b", "ask")) == [
+        "2 of 2 ws inside `ask method=GET`"
+    ]
+
+
+def test_threads_of_one_process_need_all_arguments_in_common(tmp_path: Path) -> None:
+    def threads(*paths: str, who: Producer | None = None) -> Inside:
+        spans = [(LOCK, 3.0, {"kind": "row", "path": path}) for path in paths]
+        return who or producer(0, label="w"), in_threads(*spans)
+
+    assert texts(tmp_path, threads("/a", "/b")) == []
+    assert texts(tmp_path, threads("/a", "/a")) == [
+        "2 threads in 1 of 1 ws inside `lock.acquire kind=row path=/a`"
+    ]
+    assert texts(tmp_path, threads("/a", "/a", who=died(0, label="w"))) == []
+
+
+def test_the_dead_are_told_from_those_who_wait(tmp_path: Path) -> None:
+    dead = (died(0, label="w 0"), inside((LOCK, 3, {"name": "a"})))
+    assert texts(tmp_path, dead, named("w 1", {"name": "a"}, 1)) == [
+        "2 of 2 ws inside `lock.acquire name=a`, among them pid 100, which died"
     ]

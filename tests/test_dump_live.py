@@ -355,6 +355,8 @@ def test_file_names_are_not_broken(columns: int, tmp_path: Path) -> None:
     assert "\ue000" not in shown
     alone = [f"    {name}" for name in (LONG, *others)]
     assert (sorted(files) == alone) == (columns < 240)
+    # What would be broken over many lines is left out: the name says it too.
+    assert ("reason" in shown) == (columns == 240)
     assert all(len(line) <= columns for line in table if line not in alone)
 
 

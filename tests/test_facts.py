@@ -162,6 +162,31 @@ def test_what_a_process_waits_in(growing: subprocess.Popen[str]) -> None:
     assert "pipe" in doing.get("wchan", "pipe")
 
 
+def test_which_threads_run() -> None:
+    """Of several: one that spins in C without the GIL, beside those that wait."""
+    script = (
+        "import hashlib, threading\n"
+        "def spin():\n"
+        "    print(threading.get_native_id(), flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 1 << 30)\n"
+        "threading.Thread(target=spin, daemon=True).start()\n"
+        "threading.Thread(target=input, daemon=True).start()\n"
+        "threading.Event().wait()\n"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe) as child:
+        try:
+            assert child.stdout is not None
+            spinning = int(child.stdout.readline())
+            facts = of(child.pid)
+            facts.sample(1)
+            if not facts.doing():
+                pytest.skip("this kernel, or user, may not look into processes")
+            wait_until(lambda: facts.doing().get("running") == [spinning])
+        finally:
+            child.kill()
+
+
 def test_rows_are_what_a_snapshot_wants() -> None:
     facts = of(os.getpid())
     facts.sample(1)

@@ -23,6 +23,7 @@ from .findings import (
     died,
     facts,
     header,
+    in_threads,
     inside,
     producer,
 )
@@ -105,10 +106,24 @@ def test_memory_and_processor(tmp_path: Path) -> None:
     assert (trend.first_rss, trend.last_rss, trend.peak_rss) == (100 * MIB, 300 * MIB, 400 * MIB)
     assert (trend.growth, trend.limit, trend.threads, trend.files) == (200 * MIB, 512 * MIB, 3, 12)
     assert trend.cpu == pytest.approx(0.97)
-    assert finding.waiting == "running, using 97% of a processor"
+    assert finding.waiting == "running (its main thread), using 97% of a processor"
     doing = {"wchan": "futex_wait_queue", "syscall": "futex"}
     finding = analysed(tmp_path, (producer(doing=doing), [])).findings[0]
     assert finding.waiting == "in system call futex, waiting in futex_wait_queue"
+
+
+def test_which_threads_run(tmp_path: Path) -> None:
+    """One that holds the GIL runs, while those that wait for it do not."""
+    spans = in_threads(("request", 3, {"path": "/a"}), ("request", 2, {"path": "/b"}))
+    doing = {"syscall": "futex", "running": [2, 100, 77, "x", True, None]}
+    rows = facts(MIB, MIB, every=1)
+    finding = analysed(tmp_path, (producer(doing=doing, facts=rows), spans)).findings[0]
+    assert finding.waiting == (
+        "in system call futex (its main thread), running in pool_2, thread 77, "
+        "using 0% of a processor"
+    )
+    odd = producer(doing={"running": {"a": 1}})
+    assert analysed(tmp_path, (odd, spans)).findings[0].waiting == ""
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from .findings import (
     died,
     exception,
     facts,
+    in_threads,
     inside,
     producer,
 )
@@ -81,7 +82,7 @@ def test_a_kill_somewhere_on_the_machine_need_not_be_this_one(tmp_path: Path) ->
     assert found.kind == "killed"
     assert "it need not have been this one" in said(found)
     none = verdict(tmp_path, cause=KILL, memory=memory(0) | {"whole_machine": True})
-    assert "not for want of memory: the machine's count of kills stayed" in said(none)
+    assert "not for want of memory: the kernel killed none on the machine" in said(none)
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -104,18 +105,37 @@ def test_out_of_memory_is_not_certain_where_others_died_as_well(tmp_path: Path) 
 def test_killed_by_somebody(tmp_path: Path) -> None:
     found = verdict(tmp_path, cause=KILL, memory=memory(0), facts=facts(80 * MIB))
     assert found.kind == "killed"
-    assert found.text == "Killed by another process with SIGKILL, not for want of memory."
-    assert (
-        "not for want of memory: the cgroup's count of kills stayed (/x/memory.events); it had "
-        "80.0 MiB resident of 512.0 MiB allowed, 1.0 s before its end" in found.evidence
-    )
+    # It may have killed itself.
+    assert found.text == "Killed with SIGKILL, not for want of memory; who sent it is not known."
+    assert found.evidence == [
+        "signal 9 (SIGKILL), known from kernel (pidfd)",
+        "not for want of memory: the kernel killed none in its cgroup in the 2.5 s before its end "
+        "was noticed (/x/memory.events)",
+        "it had 80.0 MiB resident of 512.0 MiB allowed, 1.0 s before its end",
+    ]
+
+
+def test_what_gunicorn_makes_of_an_exit_code(tmp_path: Path) -> None:
+    said_so = "gunicorn stops the service at exit code 3: it takes the worker for one that cannot"
+    assert said_so in said(verdict(tmp_path, cause=code(3), label="gunicorn worker"))
+    assert "gunicorn" not in said(verdict(tmp_path, cause=code(5), label="gunicorn worker"))
+    assert "gunicorn" not in said(verdict(tmp_path, cause=code(3)))
+
+
+def test_gunicorns_question_is_answered(tmp_path: Path) -> None:
+    found = verdict(tmp_path, cause=KILL, memory=memory(0), label="gunicorn worker")
+    assert 'gunicorn\'s "Perhaps out of memory?" is what it says at any SIGKILL' in found.evidence
+    for unsure in (memory(1), {}):
+        assert "Perhaps" not in said(
+            verdict(tmp_path, cause=KILL, memory=unsure, label="gunicorn worker")
+        )
 
 
 @pytest.mark.parametrize("read", [{}, {"kills": "many"}, {"kills": -1}, {"limit": 5}])
 def test_killed_and_nothing_known_of_memory(tmp_path: Path, read: dict[str, Any]) -> None:
     found = verdict(tmp_path, cause=KILL, memory=read, peak_rss=3 * MIB)
     assert found.kind == "killed"
-    assert found.text == "Killed by SIGKILL; whether for want of memory is not known."
+    assert found.text == "Killed with SIGKILL; whether for want of memory is not known."
     assert "the cgroup's count of kills for want of memory could not be read" in found.evidence
     assert "it had 3.0 MiB resident at most" in found.evidence
 
@@ -143,7 +163,24 @@ def test_host_timeout_with_the_stack(tmp_path: Path) -> None:
     stack = crash_stack(text=text)
     found = verdict(tmp_path, HANGING, cause=code(1), host=HOST, stacks=[stack])
     assert found.kind == "host timeout"
-    assert "its thread was executing `crash` (/srv/app/views.py:12)" in found.evidence
+    assert (
+        "open: `request path=/hang` for 31.2 s in MainThread, which was executing `crash` "
+        "(/srv/app/views.py:12)" in found.evidence
+    )
+
+
+def test_none_of_several_requests_is_singled_out(tmp_path: Path) -> None:
+    """One that holds the GIL makes all others as old as itself."""
+    waiting = in_threads(*(("request", 31 - n, {"path": f"/{n}"}) for n in range(1, 7)))
+    found = verdict(tmp_path, waiting, cause=KILL, host=HOST)
+    assert found.text == (
+        "Host timeout: ended by its host (SIGKILL) after 30.0 s, inside `request` for 30.0 s, "
+        "the oldest of 6 open."
+    )
+    assert [text for text in found.evidence if text.startswith("open: ")] == [
+        f"open: `request path=/{n}` for {31 - n}.0 s in pool_{n}" for n in range(1, 5)
+    ]
+    assert "and 2 more were open" in found.evidence
 
 
 def test_out_of_memory_though_the_host_gave_up(tmp_path: Path) -> None:

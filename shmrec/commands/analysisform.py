@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from shmrec.findings import stack_missing
 from shmrec.forensics import Analysis, Finding, Thread, Trend, Verdict
 from shmrec.manifest import FACTS, Producer, Stack
 from shmrec.stack_text import Frame, ThreadStack, parse
@@ -68,6 +69,8 @@ def finding_object(finding: Finding) -> dict[str, Any]:
         "host": producer.host,
         "doing": producer.doing,
         "stack_flags": producer.stack_flags,
+        "stack_missing": stack_missing(producer),
+        "requests": [span.span for span in finding.requests],
         "threads": [_thread(each) for each in finding.threads],
         "stacks": stack_objects(producer),
         "spans_missing": producer.spans_missing,

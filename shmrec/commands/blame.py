@@ -16,13 +16,15 @@ from shmrec.commands.wording import age, counted, moment, safe, span_named, who
 from shmrec.findings import memory_said, stack_missing
 from shmrec.forensics import Finding
 from shmrec.snapshot_file import Snapshot
+from shmrec.verdict import oldest_of
 
 __all__ = ["print_death", "print_last", "print_rows", "print_suspect"]
 
 _LAST_EVENTS: Final = 8
 _ARGUMENTS: Final = 300
 _ARGUMENTS_IN_LINE: Final = 60
-_EVIDENCE: Final = 6
+_EVIDENCE: Final = 8
+_BRIEF: Final = 2
 _UNKNOWNS: Final = 6
 
 Rows = list[tuple[str, Part]]
@@ -47,7 +49,10 @@ def print_death(
     screen.line()
     screen.line((f"Died: {who(producer)}{_within(finding)}", "bad"))
     rows: Rows = [("cause", (verdict.text, "strong"))]
-    rows += [("evidence", text) for text in verdict.evidence[:_EVIDENCE]]
+    most = _BRIEF if brief else _EVIDENCE
+    rows += [("evidence", text) for text in verdict.evidence[:most]]
+    if len(verdict.evidence) > most:
+        rows.append(("evidence", f"and {len(verdict.evidence) - most} more, with --json"))
     if producer.ended_ns:
         silence = finding.silence_ns
         quiet = f", {age(silence)} after its last event" if silence is not None else ""
@@ -68,18 +73,19 @@ def print_suspect(screen: Screen, finding: Finding, reasons: Sequence[str]) -> N
     if finding.waiting:
         rows.append(("it was", finding.waiting))
     if finding.silence_ns is not None:
-        rows.append(("last event", f"{age(finding.silence_ns)} before"))
+        rows.append(("last event", f"{age(finding.silence_ns)} before the snapshot"))
     rows += _activity(finding, [], "the snapshot")
     print_rows(screen, rows, indent=2)
     _inside(screen, finding, [], False)
 
 
 def _within(finding: Finding) -> str:
-    span = finding.request
-    if span is None:
+    requests = finding.requests
+    if not requests:
         return ""
+    span = requests[0]
     named = span_named(span.name, span.args, _ARGUMENTS_IN_LINE)
-    return f", {age(finding.age_ns(span))} into `{named}`"
+    return f", {age(finding.age_ns(span))} into `{named}`{oldest_of(requests)}"
 
 
 def _activity(finding: Finding, said: Sequence[str], end: str) -> Rows:
@@ -123,4 +129,5 @@ def print_last(screen: Screen, snapshot: Snapshot, finding: Finding) -> None:
         earlier = counted(producer.recorded - len(last), "event")
         # With the file's name: the newest snapshot may be another one by the time that it is read.
         command = f"shmrec-dump events {shlex.quote(safe(snapshot.path))} --pid {producer.pid}"
-        screen.line((f"{earlier} before these: `{command}`", "dim"), indent=2)
+        # Unbroken, to be copied.
+        screen.stream("  ", (f"{earlier} before these: `{command}`", "dim"))

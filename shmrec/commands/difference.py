@@ -167,17 +167,25 @@ def _unmoved(screen: Screen, found: Comparison, most: int) -> None:
     if moved == len(those):
         screen.line("Every thread whose stack is in both has moved.")
         return
-    screen.line(("Threads that have not moved, innermost call:", "strong"))
+    screen.line(("Threads that have not moved, innermost call of the application:", "strong"))
     rows: list[list[Part]] = []
     for change, thread in those:
         if not thread.moved:
             producer = change.producer
             name = _thread_name(change, thread)
-            rows.append([str(producer.pid), safe(producer.label), name, call(thread.frames[0])])
+            at = _at(thread)
+            rows.append([str(producer.pid), safe(producer.label), name, at])
     screen.table(["pid>", "label", "thread", "in"], rows[:most], indent=2)
     _more(screen, len(rows) - most)
     if moved:
         screen.line(f"{counted(moved, 'other')} moved.", indent=2)
+
+
+def _at(thread: Stillness) -> str:
+    """The innermost call of the application; what it called, where that is a library's."""
+    newest = thread.frames[0]
+    mine = next((frame for frame in thread.frames if not frame.library), newest)
+    return call(mine) if mine is newest else f"{call(mine)}, in {call(newest)}"
 
 
 def _thread_name(change: Change, thread: Stillness) -> str:

@@ -13,15 +13,18 @@ from shmrec.commands.stack_lines import call, stack_lines
 from shmrec.commands.timeline import thread_of
 from shmrec.commands.wording import age, arguments, counted, safe, thread_said
 from shmrec.decoder import OpenSpan
+from shmrec.findings import REQUEST
 from shmrec.forensics import Finding, Thread
+from shmrec.stack_text import ThreadStack
 
 __all__ = ["print_inside", "print_stack", "span_parts", "thread_named"]
 
 _ARGUMENTS: Final = 300
 _SPANS: Final = 20
 _CALLS: Final = 10
-_STACKS: Final = 2
+_STACKS: Final = 3
 _IDLE: Final = 3
+_TURNS: Final = "its thread takes turns at these, and was executing:"
 
 
 def thread_named(thread: Thread) -> str:
@@ -53,13 +56,20 @@ def print_inside(screen: Screen, finding: Finding, *, stacks: bool = True) -> No
         if thread.stack is None or not stacks:
             continue
         struck = thread is finding.struck
-        if (lines and shown < _STACKS) or struck:
-            shown += 1
+        if struck or (lines and shown < _STACKS):
+            # Those that the spans are of come besides the one that a signal hit.
+            shown += not struck
             if not lines:
                 screen.line(thread_named(thread), indent=4)
+            turns = _side_by_side(lines)
             if struck:
-                screen.line((f"{safe(finding.fatal)} in this thread:", "bad"), indent=6)
+                which = ", which takes turns at these" if turns else ""
+                screen.line((f"{safe(finding.fatal)} in this thread{which}:", "bad"), indent=6)
+            elif turns:
+                screen.line((_TURNS, "warn"), indent=6)
             print_stack(screen, thread, indent=6, most=_CALLS)
+        elif lines:
+            screen.line((_at(thread.stack), "dim"), indent=6)
         else:
             idle.append(thread)
     if len(spans) > _SPANS:
@@ -67,14 +77,22 @@ def print_inside(screen: Screen, finding: Finding, *, stacks: bool = True) -> No
     _idle(screen, idle)
 
 
-def span_parts(span: OpenSpan, reference_ns: int, name: int = 0, length: int = 0) -> list[Part]:
-    """An open span; its name and age so wide."""
+def _side_by_side(spans: Sequence[OpenSpan]) -> bool:
+    """Whether the spans of a thread are of greenlets or tasks that take turns in it."""
+    names = [span.name for span in spans]
+    return names.count(REQUEST) > 1
+
+
+def span_parts(
+    span: OpenSpan, reference_ns: int, name: int = 0, length: int = 0, *, thread: bool = True
+) -> list[Part]:
+    """An open span; its name and age so wide; with its `thread`."""
     return [
         (f"{safe(span.name):<{name}}", "name"),
         "  for ",
-        (f"{age(reference_ns - span.start_ns):<{length}}", "bad"),
+        (f"{age(max(0, reference_ns - span.start_ns)):<{length}}", "bad"),
         f"  {arguments(span.args, _ARGUMENTS)}" if span.args else "",
-        (f"  in {thread_of(span)}", "dim"),
+        (f"  in {thread_of(span)}" if thread else "", "dim"),
     ]
 
 
@@ -96,10 +114,13 @@ def _widths(finding: Finding, spans: Sequence[OpenSpan]) -> tuple[int, int]:
 def _idle(screen: Screen, threads: Sequence[Thread]) -> None:
     """The other threads that have a stack, in a line each."""
     for thread in threads[:_IDLE]:
-        stack = thread.stack
-        assert stack is not None
-        frame = stack.telling()
-        at = f"in {call(frame)}" if frame else "no call"
-        screen.line((f"{thread_named(thread)}: {at}", "dim"), indent=4)
+        assert thread.stack is not None
+        screen.line((f"{thread_named(thread)}: {_at(thread.stack)}", "dim"), indent=4)
     if len(threads) > _IDLE:
         screen.line((f"and {counted(len(threads) - _IDLE, 'more thread')}", "dim"), indent=4)
+
+
+def _at(stack: ThreadStack) -> str:
+    """The call that tells most."""
+    frame = stack.telling()
+    return f"in {call(frame)}" if frame else "no call"

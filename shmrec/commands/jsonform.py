@@ -33,6 +33,7 @@ __all__ = [
     "stored_object",
 ]
 
+_LAST: Final = 8
 _DEPTH: Final = 32
 _AS_THEY_ARE: Final = frozenset((int, bool, type(None)))
 _encode: Final = json.JSONEncoder(allow_nan=False).encode
@@ -102,7 +103,7 @@ def span_objects(spans: Iterable[OpenSpan], reference_ns: int) -> list[dict[str,
             "thread": span.thread,
             "thread_name": span.thread_name,
             "start_ns": span.start_ns,
-            "age_ns": reference_ns - span.start_ns,
+            "age_ns": max(0, reference_ns - span.start_ns),
             "args": span.args,
         }
         for span in spans
@@ -137,6 +138,7 @@ def _producer_object(snapshot: Snapshot, finding: Finding) -> dict[str, Any]:
         "ended_ns": producer.ended_ns,
         "reference_ns": snapshot.reference_ns(producer),
         "open_spans": span_objects(producer.open_spans, snapshot.reference_ns(producer)),
+        "last_events": [event_object(snapshot, each) for each in snapshot.last(producer, _LAST)],
         "engine": producer.engine,
         "fenced": producer.fenced,
         "identity": producer.identity,

@@ -47,7 +47,7 @@ def directory_option(function: _F) -> _F:
         type=click.Path(path_type=Path),
         default=store.default_directory,
         callback=lambda context, parameter, value: value.absolute(),
-        show_default="$SHMREC_DIR, else ~/.local/state/shmrec",
+        show_default="$SHMREC_DIR, else shmrec in $XDG_STATE_HOME or ~/.local/state",
         help="The directory of snapshots.",
     )(function)
 

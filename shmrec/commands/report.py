@@ -8,6 +8,7 @@ known, and guesses nothing.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from typing import Final
@@ -15,7 +16,7 @@ from typing import Final
 from shmrec.commands.blame import Rows, print_death, print_last, print_rows, print_suspect
 from shmrec.commands.reliability import print_losses, print_reliability
 from shmrec.commands.screen import Part, Screen
-from shmrec.commands.timeline import inside_of, newest_first, thread_of
+from shmrec.commands.timeline import inside_of, thread_of
 from shmrec.commands.wording import MAIN_THREAD, age, cause, moment, safe, size, some, who
 from shmrec.forensics import Analysis, Culprit, Finding
 from shmrec.snapshot_file import Snapshot
@@ -30,6 +31,7 @@ _GROUPS: Final = 4
 _SPANS_IN_TABLE: Final = 3
 _ARGUMENTS_IN_TABLE: Final = 100
 _NAMED: Final = 4
+_TELLING: Final = ("out of memory", "host timeout", "unhandled exception")
 _ORDER: Final = {"dead": 1, "stalled": 2, "running": 3, "exited": 4, "detached": 5}
 _HEADLINES: Final = {
     "request": ("Snapshot on request", "no reason given"),
@@ -40,18 +42,20 @@ _HEADLINES: Final = {
 
 def print_report(screen: Screen, snapshot: Snapshot, analysis: Analysis) -> None:
     """Print the whole report."""
-    _what_happened(screen, snapshot)
+    _what_happened(screen, snapshot, analysis)
     died = analysis.died
     for number, finding in enumerate(died[:_DETAILED]):
         print_death(screen, snapshot, finding, brief=number >= _WHOLE)
     suspects = [each for each in analysis.culprits if not analysis.findings[each.finding].untold]
-    shown = suspects[: 0 if died else _SUSPECTS]
+    # Where the trigger names some, those that merely stand out come behind.
+    named = [each for each in suspects if each.rank == "suspect"]
+    shown = (named or suspects)[: 0 if died else _SUSPECTS]
     for culprit in shown:
         print_suspect(screen, analysis.findings[culprit.finding], culprit.reasons)
-    _others(screen, analysis, died[_DETAILED:])
-    _also(screen, analysis, suspects[len(shown) :])
-    blamed = [*died[:_WHOLE], *(analysis.findings[each.finding] for each in shown)]
-    for finding in blamed:
+    suspected = [analysis.findings[each.finding] for each in shown]
+    _others(screen, snapshot, analysis, suspected, died[_DETAILED:])
+    _also(screen, analysis, [each for each in suspects if each not in shown])
+    for finding in [*died[:_WHOLE], *suspected]:
         print_last(screen, snapshot, finding)
     for finding in died[_WHOLE:_DETAILED]:
         print_last(screen, snapshot, finding)
@@ -59,7 +63,7 @@ def print_report(screen: Screen, snapshot: Snapshot, analysis: Analysis) -> None
     print_reliability(screen, snapshot)
 
 
-def _what_happened(screen: Screen, snapshot: Snapshot) -> None:
+def _what_happened(screen: Screen, snapshot: Snapshot, analysis: Analysis) -> None:
     header = snapshot.header
     reason = safe(header.reason)
     if header.trigger in _HEADLINES:
@@ -67,6 +71,8 @@ def _what_happened(screen: Screen, snapshot: Snapshot) -> None:
         screen.line((f"{headline}: {reason or unreasoned}", "strong"))
     else:
         said = reason or f"snapshot because of {safe(header.trigger) or 'something unknown'}"
+        if len(analysis.died) == 1:
+            said += _more_than_its_status(analysis.died[0])
         screen.line((f"{said[:1].upper()}{said[1:]}", "bad"))
     screen.line()
     ago = time.time_ns() - header.taken_wall_ns
@@ -81,15 +87,19 @@ def _what_happened(screen: Screen, snapshot: Snapshot) -> None:
     ]
     for request in header.requests:
         asked = request if isinstance(request, dict) else {}
-        text = f"pid {safe(asked.get('pid', '?'))}"
-        if asked.get("reason") and asked["reason"] != header.reason:
+        pid = asked.get("pid", "?")
+        known = next((each for each in snapshot.producers if each.pid == pid), None)
+        text = who(known) if known is not None else f"pid {safe(pid)}"
+        # The headline has the reason of the first, behind who it is of.
+        new = asked.get("reason") and not header.reason.endswith(str(asked["reason"]))
+        if new:
             text += f": {safe(asked['reason'])}"
-        rows.append(("asked for by", text))
+        if new or known is None or known.index not in header.suspects:
+            rows.append(("asked for by", text))
     states = Counter(producer.state for producer in snapshot.producers)
     ordered = sorted(states.items(), key=lambda item: (_ORDER.get(item[0], 0), item[0]))
     told = ", ".join(f"{number} {safe(state)}" for state, number in ordered)
     rows.append(("processes", told or "none"))
-    rows.append(("file", f"{safe(snapshot.path)} ({size(snapshot.size)})"))
     suppressed = [
         f"{number} by {safe(trigger)}"
         for trigger, number in header.suppressed.items()
@@ -98,12 +108,28 @@ def _what_happened(screen: Screen, snapshot: Snapshot) -> None:
     if suppressed:
         rows.append(("not taken", f"because of limits, snapshots caused {some(suppressed)}"))
     print_rows(screen, rows, indent=2)
+    wide = max(len(name) for name, _ in rows)
+    # Unbroken, to be copied.
+    file = f"  {safe(snapshot.path)} ({size(snapshot.size)})"
+    screen.stream("  ", (f"{'file':<{wide}}", "dim"), file)
     if snapshot.damage:
         screen.line()
         screen.line(("This file is damaged: something is missing, see the end.", "bad"), indent=2)
 
 
-def _others(screen: Screen, analysis: Analysis, more_dead: list[Finding]) -> None:
+def _more_than_its_status(finding: Finding) -> str:
+    """Its verdict's kind, where the exit status in the reason does not say as much."""
+    verdict = finding.verdict
+    return f", {verdict.kind}" if verdict is not None and verdict.kind in _TELLING else ""
+
+
+def _others(
+    screen: Screen,
+    snapshot: Snapshot,
+    analysis: Analysis,
+    shown: list[Finding],
+    more_dead: list[Finding],
+) -> None:
     there = [each for each in analysis.findings if not each.ended]
     left = [each for each in analysis.findings if each.producer.state in ("exited", "detached")]
     told = [each for each in analysis.findings if each.producer.state == "dead" and not each.untold]
@@ -111,24 +137,33 @@ def _others(screen: Screen, analysis: Analysis, more_dead: list[Finding]) -> Non
         screen.line()
         screen.line((f"{len(more_dead)} more died:", "bad"))
         _inside_of(screen, more_dead)
+    if analysis.groups:
+        screen.line()
+        screen.line(("In common:", "strong"))
+        for group in analysis.groups[:_GROUPS]:
+            screen.line((safe(group.text), "warn"), indent=2)
+        if len(analysis.groups) > _GROUPS:
+            screen.line(f"and {len(analysis.groups) - _GROUPS} more such groups", indent=2)
     if there:
         screen.line()
         screen.line(
             ("The others at that moment:" if analysis.died else "At that moment:", "strong")
         )
-        for group in analysis.groups[:_GROUPS]:
-            screen.line((safe(group.text), "warn"), indent=2)
-        if len(analysis.groups) > _GROUPS:
-            screen.line(f"and {len(analysis.groups) - _GROUPS} more such groups", indent=2)
         _inside_of(screen, there)
+        if any(each.producer.stacks for each in there if each not in shown):
+            # Unbroken, to be copied.
+            command = f"shmrec-dump stacks {shlex.quote(safe(snapshot.path))}"
+            screen.stream("  ", (f"Their stacks: `{command}`", "dim"))
     if told:
         screen.line()
         ends = (f"{who(each.producer)}, {cause(each.producer)[0]}" for each in told)
         screen.line(f"Died before, told by an earlier snapshot: {some(ends, _NAMED)}.")
-    if left:
-        screen.line()
-        names = some((who(each.producer) for each in left), _NAMED)
-        screen.line(f"Left in order before: {names}.")
+    moment_ns = min((each.reference_ns for each in analysis.died), default=1 << 64)
+    for since, when in ((False, "before"), (True, "after that")):
+        names = [who(each.producer) for each in left if (each.reference_ns > moment_ns) is since]
+        if names:
+            screen.line()
+            screen.line(f"Left in order {when}: {some(names, _NAMED)}.")
 
 
 def _also(screen: Screen, analysis: Analysis, culprits: list[Culprit]) -> None:
@@ -148,8 +183,11 @@ def _inside_of(screen: Screen, findings: list[Finding]) -> None:
     rows: list[dict[str, Part]] = []
     for finding in findings:
         producer = finding.producer
-        spans = newest_first(producer.open_spans)
-        last = f"{age(finding.silence_ns)} before" if finding.silence_ns is not None else "none"
+        # The thread first that has been at it for longest, as above.
+        spans = [span for thread in finding.threads for span in thread.spans]
+        last = f"{age(finding.silence_ns)} before" if finding.silence_ns else "just then"
+        if finding.silence_ns is None:
+            last = "none"
         first: dict[str, Part] = {
             "pid>": str(producer.pid),
             "label": safe(producer.label),

@@ -37,6 +37,8 @@ _UNBROKEN: Final = 1_000_000
 _GAP: Final = 2
 """Blanks between two columns."""
 _DEEPER: Final = 2
+_WHOLE: Final = 0.6
+"""Of the width, what columns may take that are not broken."""
 _ROW_ENDS: Final = "\ue000"
 """Stands in a drawn table where a cell on a line of its own goes; no safe text holds it."""
 
@@ -86,6 +88,10 @@ class Screen:
         """A finished line."""
         sys.stdout.write(f"{line.rstrip()}\n")
 
+    def fits(self, headings: Sequence[str], rows: Sequence[Sequence[Part]], indent: int) -> bool:
+        """Whether a table has room for its cells to stay whole."""
+        return indent + _natural_width(headings, rows) <= self._console.width
+
     def table(
         self, headings: Sequence[str], rows: Sequence[Sequence[Part]], *, indent: int = 0
     ) -> None:
@@ -97,18 +103,20 @@ class Screen:
         alone: list[Part] | None = None
         if headings[-1].endswith("|"):
             headings = [*headings[:-1], headings[-1].removesuffix("|")]
-            if self._console.width < indent + _natural_width(headings, rows):
+            if not self.fits(headings, rows, indent):
                 alone = [row[-1] for row in rows]
                 headings, rows = headings[:-1], [row[:-1] for row in rows]
         table = Table(
             box=None, pad_edge=False, header_style=_STYLES["dim"], padding=(0, _GAP, 0, 0)
         )
-        for heading in headings:
+        unbroken_columns = _unbroken(headings, rows, self._console.width - indent)
+        for place, heading in enumerate(headings):
             justify = "right" if heading.endswith(">") else "left"
             table.add_column(
                 heading.removesuffix(">"),
                 justify=justify,  # type: ignore[arg-type]
                 overflow="fold",
+                no_wrap=place in unbroken_columns,
             )
         for row in rows:
             cells = [
@@ -139,9 +147,25 @@ class Screen:
 
 def _natural_width(headings: Sequence[str], rows: Sequence[Sequence[Part]]) -> int:
     """The cells that a table takes where nothing is broken."""
+    widths = _widths(headings, rows)
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def _unbroken(headings: Sequence[str], rows: Sequence[Sequence[Part]], width: int) -> set[int]:
+    """The narrow columns, which stay whole while broad ones can give room."""
+    left, found = round(width * _WHOLE), set()
+    for column, place in sorted((column, n) for n, column in enumerate(_widths(headings, rows))):
+        left -= column + _GAP
+        if left < 0:
+            break
+        found.add(place)
+    return found
+
+
+def _widths(headings: Sequence[str], rows: Sequence[Sequence[Part]]) -> list[int]:
+    """The cells that each column takes where nothing is broken."""
     columns = zip([heading.removesuffix(">") for heading in headings], *rows, strict=True)
-    widths = [
+    return [
         max(cell_len(cell if isinstance(cell, str) else cell[0]) for cell in column)
         for column in columns
     ]
-    return sum(widths) + _GAP * (len(widths) - 1)

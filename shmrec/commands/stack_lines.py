@@ -51,7 +51,13 @@ def stack_lines(stack: ThreadStack, most: int = 0) -> list[list[Part]]:
 
 
 def _condensed(frames: Sequence[Frame]) -> Iterator[Frame | list[Frame]]:
-    """The calls that tell most, and lists of those between them."""
+    """The calls that tell most, and lists of those between them.
+
+    Where none is the application's, it may well be installed as a library: nothing is summed up.
+    """
+    if all(frame.library for frame in frames):
+        yield from frames
+        return
     for library, run in groupby(frames, key=lambda frame: frame.library):
         calls = list(run)
         keep = _LIBRARY_RUN if library else _APPLICATION_RUN

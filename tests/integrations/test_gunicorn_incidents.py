@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 
 import shmrec
+from shmrec.decoder import OpenSpan
 from shmrec.forensics import Analysis, Finding, analyse
 from tests.cgroups import little_memory
 from tests.conftest import wait_until
@@ -45,16 +46,23 @@ class Incident:
         return "\n".join([self.culprit.verdict.text, *self.culprit.verdict.evidence])
 
     @property
+    def request(self) -> OpenSpan:
+        """That which the culprit was in the middle of.
+
+        Where a thread holds the GIL, another may not get to say that `Service.ready` was answered.
+        """
+        (span,) = [each for each in self.culprit.requests if each.args["path"] != "/up"]
+        return span
+
+    @property
     def path(self) -> object:
-        """That of the request which the culprit was in the middle of."""
-        (span,) = [each for each in self.culprit.producer.open_spans if each.name == "request"]
-        return span.args["path"]
+        return self.request.args["path"]
 
     @property
     def function(self) -> str:
         """The innermost application function of the thread that the request was in."""
         for thread in self.culprit.threads:
-            if thread.spans and thread.stack is not None:
+            if self.request in thread.spans and thread.stack is not None:
                 frame = thread.stack.innermost()
                 return frame.function if frame is not None else ""
         return ""

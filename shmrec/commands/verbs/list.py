@@ -14,6 +14,7 @@ from shmrec.commands.parameters import directory_option, json_option
 from shmrec.commands.screen import Part, Screen
 from shmrec.commands.wording import age, moment, safe, size
 
+_REASON: Final = 3
 _SHOWN: Final = 20
 _LATE_NS: Final = 5_000_000_000
 _STYLES: Final = {live.OPEN: "good", live.CLOSED: "dim"}
@@ -132,5 +133,10 @@ def _snapshots(screen: Screen, directory: Path, stored: list[store.Stored]) -> N
                 safe(each.path.name),
             ]
         )
-    headings = ("when, UTC", "", "recording", "reason", "incident", "size>", "file|")
+    headings = ["when, UTC", "", "recording", "reason", "incident", "size>", "file|"]
+    if not screen.fits(headings[:-1], [row[:-1] for row in rows], 2):
+        # The file's name, which never goes, has it as well.
+        del headings[_REASON]
+        for row in rows:
+            del row[_REASON]
     screen.table(headings, rows, indent=2)

@@ -31,8 +31,9 @@ Examples:
   shmrec-dump stacks --pid 4242
   shmrec-dump stacks --json | jq -r '.producers[].stacks[].text'
 
-A stack is written at a fatal signal, by faulthandler; and when it is asked for, as with
-`shmrec-dump snapshot --stacks`.
+A stack is written by faulthandler: at a fatal signal, and when it is asked for, as triggers
+do of those whom they are about, and `shmrec-dump snapshot --stacks` does of whom you name.
+(current) is the thread that got the signal.
 """
 
 
@@ -107,7 +108,7 @@ def _threads(
         screen.line((f"{thread_named(thread)}{current}", "strong"), indent=2)
         # What is open now says nothing of an older dump.
         for span in thread.spans if newest else ():
-            screen.line(*span_parts(span, reference_ns), indent=4)
+            screen.line(*span_parts(span, reference_ns, thread=False), indent=4)
         print_stack(screen, thread, indent=4)
 
 
