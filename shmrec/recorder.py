@@ -223,7 +223,8 @@ class Recorder:
                 return
             index, self._index = self._index, -1
             ours = self._pid == os.getpid() and self._engine.bound
-            if ours:
+            # Who has abandoned it leaves its stacks; whose recording is over has nobody to.
+            if ours or segment.state == SegmentState.CLOSED:
                 _stacks().disarm(segment)
             free = self._engine.unbind()
             if ours:
