@@ -197,6 +197,12 @@ class Collector:
     def _take_stacks(self, wanted: Callable[[Watched], bool]) -> Taken:
         chosen = [watched for watched in self.roster.living() if wanted(watched)]
         asking = [Asking(self._readers[each.index].entry(), each.pidfd) for each in chosen]
+        # Whoever has taken a ring over since has another pidfd.
+        asking = [
+            found
+            for found, each in zip(asking, chosen, strict=True)
+            if (found.entry.incarnation, found.entry.pid) == (each.incarnation, each.pid)
+        ]
         return take_stacks(self.segment, asking, stop=lambda: self.stopping)
 
     def _take_what_is_due(self, *, last: bool = False) -> None:

@@ -20,7 +20,9 @@ __all__ = [
     "start_ticks",
     "stat",
     "tasks",
+    "user",
     "users_of",
+    "writes_own_memory",
 ]
 
 # Fields of /proc/PID/stat behind the parenthesised command, see proc(5): state is field 3.
@@ -32,6 +34,7 @@ _START: Final = 22 - 3
 _RESIDENT: Final = 24 - 3
 _EXIT_CODE: Final = 52 - 3
 _STAT_BYTES: Final = 4096
+_DESCRIPTORS_LIMIT: Final = 1024
 
 
 class Stat(NamedTuple):
@@ -103,10 +106,6 @@ class Signals(NamedTuple):
     ignored: int = 0
     caught: int = 0
 
-    def has(self, number: int) -> bool:
-        """Whether somebody does anything with that signal."""
-        return bool((self.blocked | self.ignored | self.caught) & signal_bit(number))
-
 
 _MASKS: Final = (b"ShdPnd:", b"SigBlk:", b"SigIgn:", b"SigCgt:")
 
@@ -137,6 +136,36 @@ def tasks(pid: int) -> list[int]:
         return [int(name) for name in os.listdir(f"/proc/{pid}/task") if name.isdigit()]
     except OSError:
         return []
+
+
+def user(pid: int) -> int | None:
+    """The real user of the process, or None if that cannot be read."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            # Whose the directory is says nothing: of one that changed its user it is root's.
+            return next(int(line.split()[1]) for line in file if line.startswith(b"Uid:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
+def writes_own_memory(pid: int, first: int = 0) -> bool | None:
+    """Whether the process has its own ``/proc/PID/mem`` open; None if that cannot be seen.
+
+    Descriptors from `first` on are looked at before the others.
+    """
+    own = f"/{pid}/mem"
+    try:
+        numbers = [int(name) for name in os.listdir(f"/proc/{pid}/fd") if name.isdigit()]
+    except OSError:
+        return None
+    numbers.sort(key=lambda number: (number < first, number))
+    for number in numbers[:_DESCRIPTORS_LIMIT]:
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{number}").endswith(own):
+                return True
+        except OSError:
+            continue
+    return False if len(numbers) <= _DESCRIPTORS_LIMIT else None
 
 
 def users_of(path: str) -> list[int]:

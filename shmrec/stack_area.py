@@ -5,7 +5,9 @@ Runs in the collector, and cold in `recover`. The other half is `stacks`.
 Invariants:
 
 - A signal is sent only to the very process, only a real-time one, and only while the kernel says
-  that this process catches it: it would end any other.
+  that this process catches it, for it would end any other, and has its memory open, as whoever
+  leaves stacks does: the words that name the process are anybody's who records, the signal would
+  come from a collector that may have more rights, and to some it is an order.
 - The words and texts in an area are its producer's, and may be anything: they are bounded here.
 - `asked` is cleared, and ``stack_turn`` changed, after each dump was read: the producer goes on
   at the beginning when it next opens a batch, and until then behind what it wrote last.
@@ -35,6 +37,8 @@ DEADLINE_SECONDS: Final = 0.5
 _POLL_FIRST_SECONDS: Final = 0.0005
 _POLL_LAST_SECONDS: Final = 0.01
 _TASKS_LIMIT: Final = 2048
+_HIGH: Final = 200
+"""Where producers have their descriptors, see `stacks`."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +73,19 @@ def take_stacks(
     Where there is none, its `Stack` has no text and a note that says why. Takes at most
     `deadline_seconds` in all.
     """
+    deadline = time.monotonic() + deadline_seconds
     found: dict[tuple[int, int], list[Stack]] = {}
     waiting: list[_Dump] = []
     for asking in wanted:
         dump = _Dump(segment, asking)
         found[asking.entry.index, asking.entry.incarnation] = dump.stacks
-        if dump.ask():
+        if time.monotonic() > deadline or stop():
+            dump.note("the others took all the time that there was")
+        elif dump.ask():
             waiting.append(dump)
-    deadline = time.monotonic() + deadline_seconds
     pause = _POLL_FIRST_SECONDS
     while waiting and not stop():
-        late = time.monotonic() > deadline
-        waiting = [dump for dump in waiting if not dump.finish(late)]
+        waiting = [dump for dump in waiting if not dump.finish(deadline)]
         if waiting:
             time.sleep(pause)
             pause = min(2 * pause, _POLL_LAST_SECONDS)
@@ -95,6 +100,7 @@ class _Dump:
         self._entry = asking.entry
         self._pidfd = asking.pidfd
         self._blocked: set[int] = set()
+        self._quiet = False
         self._asked_ns = 0
         self.stacks: list[Stack] = []
 
@@ -103,7 +109,7 @@ class _Dump:
         entry = self._entry
         why = self._obstacle()
         if why:
-            self._note(why)
+            self.note(why)
             return False
         late, cut = self._take()
         if late:
@@ -113,13 +119,16 @@ class _Dump:
         # Threads that never take signals are no sign of a dump under way.
         self._blocked = set(self._blocking())
         self._asked_ns = time.monotonic_ns()
+        if process.signals(entry.pid).pending & signal_bit(entry.stack_signal):
+            # An earlier one is still to come; each would be answered.
+            return True
         try:
             if self._pidfd >= 0:
                 signal.pidfd_send_signal(self._pidfd, entry.stack_signal)
             else:
                 os.kill(entry.pid, entry.stack_signal)
         except OSError as error:
-            self._note(f"it could not be asked: {error.strerror}")
+            self.note(f"it could not be asked: {error.strerror}")
             return False
         return True
 
@@ -137,6 +146,12 @@ class _Dump:
             return "it is stopped"
         if not process.signals(entry.pid).caught & signal_bit(number):
             return f"it does not listen to signal {number} any more"
+        open_there = process.writes_own_memory(entry.pid, _HIGH)
+        if open_there is None and not os.geteuid():
+            # Not allowed to look, as in some containers: then rather none of root's.
+            open_there = process.user(entry.pid) not in (None, 0)
+        if open_there is False:
+            return "it has closed the descriptor that its stacks would go to"
         return ""
 
     def _blocking(self) -> Iterator[int]:
@@ -145,9 +160,13 @@ class _Dump:
             if process.signals(self._entry.pid, task).blocked & bit:
                 yield task
 
-    def finish(self, late: bool) -> bool:
+    def finish(self, deadline: float) -> bool:
         """Take the text if it is all there, or, when it is late, what is; whether that was it."""
-        done = self._done()
+        late = time.monotonic() > deadline
+        # Once is not enough: for an instant the signal has been taken and is not blocked yet.
+        # When it is late, what the last look found will do: looking at many threads takes time.
+        quiet = self._quiet if late else self._done()
+        done, self._quiet = quiet and (late or self._quiet), quiet
         if not done and not late:
             return False
         text, cut = self._take()
@@ -157,9 +176,9 @@ class _Dump:
                 Stack(ASKED, self._asked_ns, text, cut or not done, note, self._named())
             )
         elif not done:
-            self._note("it did not answer in time")
+            self.note("it did not answer in time")
         else:
-            self._note("nothing was written: no room was left, or the descriptor was closed")
+            self.note("nothing was written: no room was left, or the descriptor was closed")
         return True
 
     def _done(self) -> bool:
@@ -170,7 +189,7 @@ class _Dump:
             return True
         if masks.pending & signal_bit(self._entry.stack_signal):
             return False
-        return not set(self._blocking()) - self._blocked
+        return all(task in self._blocked for task in self._blocking())
 
     def _take(self) -> tuple[str, bool]:
         """The text, and room for the next."""
@@ -187,7 +206,8 @@ class _Dump:
     def _named(self) -> dict[int, int]:
         return _idents(self._segment, self._entry.index)
 
-    def _note(self, why: str) -> None:
+    def note(self, why: str) -> None:
+        """Have a `Stack` without text say why there is none."""
         when = self._asked_ns or time.monotonic_ns()
         self.stacks.append(Stack(ASKED, when, "", note=why))
 
