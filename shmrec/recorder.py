@@ -223,10 +223,11 @@ class Recorder:
                 return
             index, self._index = self._index, -1
             ours = self._pid == os.getpid() and self._engine.bound
+            free = self._engine.unbind()
             # Who has abandoned it leaves its stacks; whose recording is over has nobody to.
+            # Not before the engine has let go of the descriptor.
             if ours or segment.state == SegmentState.CLOSED:
                 _stacks().disarm(segment)
-            free = self._engine.unbind()
             if ours:
                 entry = segment.geometry.entry(index)
                 segment.words[ENTRY.word("detached_ns", entry)] = time.monotonic_ns()

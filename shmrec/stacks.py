@@ -61,7 +61,6 @@ class _Place(NamedTuple):
 
     segment: Segment
     ring: int
-    pid: int
     mapped: dict[str, int]
     """Addresses of the parts."""
 
@@ -88,6 +87,8 @@ class _File:
         pass
 
 
+_pid = os.getpid()
+"""Whose all this is, unless C code has forked."""
 _place: _Place | None = None
 # faulthandler keeps the numbers of its descriptors: what they lead to may change.
 _descriptors: dict[str, _Descriptor] = {}
@@ -122,6 +123,7 @@ def arm(segment: Segment, index: int, engine: _Rewound) -> None:
     global _place
     words, entry = segment.words, segment.geometry.entry(index)
     words[ENTRY.word("stacks", entry)] = words[ENTRY.word("stack_signal", entry)] = 0
+    after_fork()
     with _lock:
         if _place is not None or not stack_signal():
             return
@@ -138,7 +140,7 @@ def arm(segment: Segment, index: int, engine: _Rewound) -> None:
             # What leads to memory that is no longer ours must not be written to.
             _take_down(mapped)
             return
-        _place = _Place(segment, index, os.getpid(), mapped)
+        _place = _Place(segment, index, mapped)
         _name_threads()
         flags = _listen() | _guard_fatal()
         engine.rewinds(_descriptors["asked"].number, mapped["asked"])
@@ -273,7 +275,7 @@ def _guard_fatal() -> int:
 
 
 def _say(instead_of: int, flag: int) -> None:
-    if _place is not None and _place.pid == os.getpid():
+    if _place is not None and _pid == os.getpid():
         word = ENTRY.word("stacks", _place.segment.geometry.entry(_place.ring))
         with contextlib.suppress(ValueError):
             words = _place.segment.words
@@ -304,7 +306,7 @@ def disarm(segment: Segment) -> None:
     """Leave no more stacks in the segment's area, which may get another owner."""
     global _place
     with _lock:
-        if _place is None or _place.segment is not segment or _place.pid != os.getpid():
+        if _place is None or _place.segment is not segment or _pid != os.getpid():
             return
         entry = segment.geometry.entry(_place.ring)
         segment.words[ENTRY.word("stacks", entry)] = 0
@@ -315,13 +317,16 @@ def disarm(segment: Segment) -> None:
 
 def after_fork() -> None:
     """In a forked child: the area is the parent's, and so is the memory at the descriptors."""
-    global _place, _lock
-    if _place is None or _place.pid == os.getpid():
+    global _pid, _place, _lock
+    if _pid == os.getpid():
         return
-    # Another thread of the parent's may have held it.
+    _pid = os.getpid()
+    # Another thread of the parent's may have held it, and not have got to its end.
     _lock = RLock()
     threads.listener = None
-    mapped, _place = _place.mapped, None
+    mapped, _place = _place.mapped if _place is not None else {}, None
+    if not _descriptors:
+        return
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     except OSError:

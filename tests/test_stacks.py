@@ -570,6 +570,27 @@ def test_a_child_with_two_recordings_leaves_them_where_it_says(
         end_recording(other.name)
 
 
+def test_a_child_forked_while_another_thread_arms_can_have_its_own(
+    memory: Segment, start: Start
+) -> None:
+    forked = start(
+        "from shmrec import stacks\n"
+        "real, held, go = stacks.map_guarded, threading.Event(), threading.Event()\n"
+        "def waits(*args):\n    held.set()\n    go.wait()\n    return real(*args)\n"
+        "stacks.map_guarded = waits\n"
+        "other = threading.Thread(target=join)\nother.start()\nheld.wait()\n"
+        "child = os.fork()\n"
+        "if not child:\n    stacks.map_guarded = real\n    join()\n    say(os.getpid())\n"
+        "    sys.stdin.readline()\n    os._exit(0)\n"
+        "os.waitpid(child, 0)\ngo.set()\nother.join()" + STAY
+    )
+    child = int(forked.line())
+    assert ask(memory, child).text
+    forked.say()
+    forked.line()
+    assert entry_of(memory, forked.pid).stacks == ALL
+
+
 # Parts.
 
 
