@@ -159,13 +159,17 @@ def writes_own_memory(pid: int, first: int = 0) -> bool | None:
     except OSError:
         return None
     numbers.sort(key=lambda number: (number < first, number))
+    unseen = len(numbers) > _DESCRIPTORS_LIMIT
     for number in numbers[:_DESCRIPTORS_LIMIT]:
         try:
             if os.readlink(f"/proc/{pid}/fd/{number}").endswith(own):
                 return True
+        except PermissionError:
+            # Who may look into the directory may not follow what is in it.
+            unseen = True
         except OSError:
             continue
-    return False if len(numbers) <= _DESCRIPTORS_LIMIT else None
+    return None if unseen else False
 
 
 def users_of(path: str) -> list[int]:

@@ -119,9 +119,14 @@ class _Dump:
         # Threads that never take signals are no sign of a dump under way.
         self._blocked = set(self._blocking())
         self._asked_ns = time.monotonic_ns()
-        if process.signals(entry.pid).pending & signal_bit(entry.stack_signal):
+        bit, masks = signal_bit(entry.stack_signal), process.signals(entry.pid)
+        if masks.pending & bit:
             # An earlier one is still to come; each would be answered.
             return True
+        if not masks.caught & bit:
+            # Looking took time, and meanwhile it may have become another program.
+            self.note(_deaf(entry.stack_signal))
+            return False
         try:
             if self._pidfd >= 0:
                 signal.pidfd_send_signal(self._pidfd, entry.stack_signal)
@@ -145,7 +150,7 @@ class _Dump:
         if seen.state in "Tt":
             return "it is stopped"
         if not process.signals(entry.pid).caught & signal_bit(number):
-            return f"it does not listen to signal {number} any more"
+            return _deaf(number)
         open_there = process.writes_own_memory(entry.pid, _HIGH)
         if open_there is None and not os.geteuid():
             # Not allowed to look, as in some containers: then rather none of root's.
@@ -210,6 +215,10 @@ class _Dump:
         """Have a `Stack` without text say why there is none."""
         when = self._asked_ns or time.monotonic_ns()
         self.stacks.append(Stack(ASKED, when, "", note=why))
+
+
+def _deaf(number: int) -> str:
+    return f"it does not listen to signal {number} any more"
 
 
 def _text(segment: Segment, index: int, part: str) -> tuple[str, bool]:

@@ -352,9 +352,10 @@ def _name_threads() -> None:
     here = set(tasks(os.getpid()))
     active: dict[Any, Any] = getattr(sys.modules.get("threading"), "_active", {})
     for thread in list(active.values()):
-        ident, kernel_id = getattr(thread, "ident", None), getattr(thread, "native_id", None)
-        if type(ident) is int and kernel_id in here:
-            _note_thread(ident, kernel_id)
+        # Classes of the application's may do anything.
+        with contextlib.suppress(Exception):
+            if type(thread.ident) is int and thread.native_id in here:
+                _note_thread(thread.ident, thread.native_id)
     main = threads.main_ident()
     if main:
         _note_thread(main, os.getpid())

@@ -326,6 +326,31 @@ def test_the_word_of_a_segment_sends_no_signal_to_a_stranger(memory: Segment, st
     assert stranger.process.stdout.read() == ""
 
 
+@pytest.mark.parametrize(
+    ("rights", "user", "expected"),
+    [(1000, 1000, True), (0, 1000, True), (0, 0, False), (0, None, False)],
+)
+def test_where_root_may_not_look_it_asks_none_of_roots(
+    memory: Segment,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    rights: int,
+    user: int | None,
+    expected: bool,
+) -> None:
+    plain = start("join()" + STAY)
+    plain.line()
+
+    def refuse(path: str) -> str:
+        raise PermissionError(path)
+
+    monkeypatch.setattr("shmrec.process.os.readlink", refuse)
+    assert process.writes_own_memory(plain.pid) is None
+    monkeypatch.setattr(process, "user", lambda _: user)
+    monkeypatch.setattr("shmrec.stack_area.os.geteuid", lambda: rights)
+    assert bool(ask(memory, plain.pid).text) is expected
+
+
 def test_one_that_has_not_taken_the_signal_is_not_sent_another(
     memory: Segment, start: Start
 ) -> None:
