@@ -151,6 +151,8 @@ def arm(segment: Segment, index: int, engine: _Rewound) -> None:
 def _open_memory(name: str, address: int) -> None:
     fd = os.open(_MEMORY, os.O_RDWR | os.O_CLOEXEC)
     try:
+        # Sandboxes let it be opened and not be written: better known now than missed then.
+        os.pwrite(fd, b"\0", address)
         os.lseek(fd, address, os.SEEK_SET)
         _lead(name, fd)
     finally:

@@ -498,6 +498,17 @@ def test_threads_that_have_spoken_before_are_known_again(memory: Segment, start:
     assert set(stack.idents.values()) == set(process.tasks(again.pid))
 
 
+def test_where_memory_cannot_be_written_no_stacks_are_promised(
+    memory: Segment, start: Start
+) -> None:
+    sandboxed = start(
+        "def refuse(*_):\n    raise PermissionError\nos.pwrite = refuse\njoin()\n"
+        "say(faulthandler.is_enabled())" + STAY
+    )
+    assert [sandboxed.line(), sandboxed.line()] == ["False", "in"]
+    assert entry_of(memory, sandboxed.pid).stacks == 0
+
+
 def test_an_area_that_cannot_be_had_leaves_nothing_behind(memory: Segment, start: Start) -> None:
     # The second part's descriptor is one too many.
     poor = start(
