@@ -15,6 +15,8 @@ __all__ = [
     "alive",
     "boot_id",
     "pid_namespace",
+    "running",
+    "send_to_thread",
     "signal_bit",
     "signals",
     "start_ticks",
@@ -107,7 +109,7 @@ class Signals(NamedTuple):
     caught: int = 0
 
 
-_MASKS: Final = (b"ShdPnd:", b"SigBlk:", b"SigIgn:", b"SigCgt:")
+_MASKS: Final = (b"SigPnd:", b"ShdPnd:", b"SigBlk:", b"SigIgn:", b"SigCgt:")
 
 
 def signal_bit(number: int) -> int:
@@ -118,16 +120,43 @@ def signal_bit(number: int) -> int:
 def signals(pid: int, task: int = 0) -> Signals:
     """What the process, or one thread of it, does with signals; nothing if it cannot be read.
 
-    `pending` is what waits for the process as a whole.
+    `pending` is what waits for the thread, without one the main thread, or for the whole process.
     """
     try:
         with open(
             f"/proc/{pid}/task/{task}/status" if task else f"/proc/{pid}/status", "rb"
         ) as file:
             fields = dict(line.split(None, 1) for line in file if line.startswith(_MASKS))
-        return Signals(*(int(fields[name], 16) for name in _MASKS))
+        thread, shared, *others = (int(fields[name], 16) for name in _MASKS)
+        return Signals(thread | shared, *others)
     except (OSError, ValueError, KeyError):
         return Signals()
+
+
+def running(pid: int, task: int) -> bool:
+    """Whether that thread of the process is on a processor, or about to be."""
+    try:
+        with open(f"/proc/{pid}/task/{task}/stat", "rb") as file:
+            return file.read(_STAT_BYTES).rpartition(b")")[2].split()[0] == b"R"
+    except (OSError, IndexError):
+        return False
+
+
+def send_to_thread(pid: int, task: int, number: int) -> bool:
+    """Send the signal to one thread of the process; False where there is no way to.
+
+    Raises `OSError` if there is no such thread any more.
+    """
+    # Imported here: producers use this module too, and they never send.
+    import ctypes
+
+    tgkill = getattr(ctypes.CDLL(None, use_errno=True), "tgkill", None)
+    if tgkill is None:
+        return False
+    if tgkill(pid, task, number):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return True
 
 
 def tasks(pid: int) -> list[int]:

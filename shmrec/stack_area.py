@@ -8,6 +8,10 @@ Invariants:
   that this process catches it, for it would end any other, and has its memory open, as whoever
   leaves stacks does: the words that name the process are anybody's who records, the signal would
   come from a collector that may have more rights, and to some it is an order.
+- It goes to a thread that is running, if one is: of Python's threads that is the one that holds
+  the GIL, and while it writes the others do not change what it reads. Sent to the process it
+  would interrupt the main thread, beside which the others run on: among busy threads, one dump in
+  ten then crashes the interpreter.
 - The words and texts in an area are its producer's, and may be anything: they are bounded here.
 - `asked` is cleared, and ``stack_turn`` changed, after each dump was read: the producer goes on
   at the beginning when it next opens a batch, and until then behind what it wrote last.
@@ -37,6 +41,7 @@ DEADLINE_SECONDS: Final = 0.5
 _POLL_FIRST_SECONDS: Final = 0.0005
 _POLL_LAST_SECONDS: Final = 0.01
 _TASKS_LIMIT: Final = 2048
+_RUNNERS_LIMIT: Final = 256
 _HIGH: Final = 200
 """Where producers have their descriptors, see `stacks`."""
 
@@ -101,6 +106,7 @@ class _Dump:
         self._pidfd = asking.pidfd
         self._blocked: set[int] = set()
         self._quiet = False
+        self._task = 0
         self._asked_ns = 0
         self.stacks: list[Stack] = []
 
@@ -128,14 +134,38 @@ class _Dump:
             self.note(_deaf(entry.stack_signal))
             return False
         try:
-            if self._pidfd >= 0:
-                signal.pidfd_send_signal(self._pidfd, entry.stack_signal)
-            else:
-                os.kill(entry.pid, entry.stack_signal)
+            if not self._send_to_runner():
+                self._send()
         except OSError as error:
             self.note(f"it could not be asked: {error.strerror}")
             return False
         return True
+
+    def _send(self) -> None:
+        if self._pidfd >= 0:
+            signal.pidfd_send_signal(self._pidfd, self._entry.stack_signal)
+        else:
+            os.kill(self._entry.pid, self._entry.stack_signal)
+
+    def _send_to_runner(self) -> bool:
+        """Send it to the thread that most likely holds the GIL, if one seems to."""
+        pid, number = self._entry.pid, self._entry.stack_signal
+        tasks = [task for task in process.tasks(pid) if task not in self._blocked]
+        if len(tasks) < 2:
+            return False
+        known = set(self._named().values())
+        # Those that have recorded run Python code; of others nobody knows.
+        tasks.sort(key=lambda task: task not in known)
+        for task in tasks[:_RUNNERS_LIMIT]:
+            if process.running(pid, task):
+                try:
+                    sent = process.send_to_thread(pid, task, number)
+                except OSError:
+                    # It has just ended.
+                    continue
+                self._task = task if sent else 0
+                return sent
+        return False
 
     def _obstacle(self) -> str:
         entry = self._entry
@@ -189,7 +219,7 @@ class _Dump:
     def _done(self) -> bool:
         """Whether the signal has been taken and its handler has returned: meanwhile the kernel
         keeps the signal blocked in the thread that it interrupted."""
-        masks = process.signals(self._entry.pid)
+        masks = process.signals(self._entry.pid, self._task)
         if masks == Signals():
             return True
         if masks.pending & signal_bit(self._entry.stack_signal):

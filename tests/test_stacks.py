@@ -233,6 +233,24 @@ def test_a_process_that_keeps_the_signal_blocked_is_given_up(memory: Segment, st
     assert stack.note == ""
 
 
+def test_it_is_written_by_the_thread_that_runs(memory: Segment, start: Start) -> None:
+    # Any other would read what that one is changing.
+    busy = start(
+        "join()\ndef beside():\n    say('in')\n    while True: pass\n"
+        "threading.Thread(target=beside, daemon=True).start()\nsys.stdin.readline()"
+    )
+    busy.line()
+    wait_until(lambda: not process.running(busy.pid, busy.pid))
+
+    def current() -> str:
+        stack = ask(memory, busy.pid)
+        assert (stack.cut, stack.note) == (False, "")
+        return stack.text.partition("Current thread ")[2].partition("\n\n")[0]
+
+    # On a loaded machine it may not be seen running at once.
+    wait_until(lambda: " in beside\n" in current())
+
+
 def test_threads_that_never_take_signals_do_not_hold_it_up(memory: Segment, start: Start) -> None:
     plain = start(
         "join()\ndef deaf():\n    signal.pthread_sigmask(signal.SIG_BLOCK, range(34, 65))\n"
