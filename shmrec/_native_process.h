@@ -1,4 +1,5 @@
-/* What Python code asks of the extension besides recording: fences, and memory with a guard.
+/* What Python code asks of the extension besides recording: fences, memory with a guard, and
+   ignoring a signal.
 
    Runs in producers, collectors and tools. Nothing in here knows of writers. */
 #ifndef SHMREC_NATIVE_PROCESS_H
@@ -7,6 +8,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/mman.h>
@@ -100,12 +102,28 @@ static PyObject *unmap_guarded(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(ignore_signal_doc, "ignore_signal(number, /)\n--\n\n"
+                                "Ignore the signal; unlike signal.signal from any thread.");
+
+static PyObject *ignore_signal(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int number;
+    if (!PyArg_ParseTuple(args, "i:ignore_signal", &number)) {
+        return NULL;
+    }
+    if (signal(number, SIG_IGN) == SIG_ERR) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef module_functions[] = {
     {"acquire", fence_acquire, METH_NOARGS, acquire_doc},
     {"release", fence_release, METH_NOARGS, release_doc},
     {"membarrier", call_membarrier, METH_O, membarrier_doc},
     {"map_guarded", map_guarded, METH_VARARGS, map_guarded_doc},
     {"unmap_guarded", unmap_guarded, METH_VARARGS, unmap_guarded_doc},
+    {"ignore_signal", ignore_signal, METH_VARARGS, ignore_signal_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -15,12 +15,16 @@ __all__ = [
     "alive",
     "boot_id",
     "pid_namespace",
+    "running",
+    "send_to_thread",
     "signal_bit",
     "signals",
     "start_ticks",
     "stat",
     "tasks",
+    "user",
     "users_of",
+    "writes_own_memory",
 ]
 
 # Fields of /proc/PID/stat behind the parenthesised command, see proc(5): state is field 3.
@@ -32,6 +36,7 @@ _START: Final = 22 - 3
 _RESIDENT: Final = 24 - 3
 _EXIT_CODE: Final = 52 - 3
 _STAT_BYTES: Final = 4096
+_DESCRIPTORS_LIMIT: Final = 1024
 
 
 class Stat(NamedTuple):
@@ -103,12 +108,8 @@ class Signals(NamedTuple):
     ignored: int = 0
     caught: int = 0
 
-    def has(self, number: int) -> bool:
-        """Whether somebody does anything with that signal."""
-        return bool((self.blocked | self.ignored | self.caught) & signal_bit(number))
 
-
-_MASKS: Final = (b"ShdPnd:", b"SigBlk:", b"SigIgn:", b"SigCgt:")
+_MASKS: Final = (b"SigPnd:", b"ShdPnd:", b"SigBlk:", b"SigIgn:", b"SigCgt:")
 
 
 def signal_bit(number: int) -> int:
@@ -119,15 +120,43 @@ def signal_bit(number: int) -> int:
 def signals(pid: int, task: int = 0, proc: str = "/proc") -> Signals:
     """What the process, or one thread of it, does with signals; nothing if it cannot be read.
 
-    `pending` is what waits for the process as a whole; `proc` is where procfs is mounted.
+    `pending` is what waits for the thread, without one the main thread, or for the whole process;
+    `proc` is where procfs is mounted.
     """
     path = f"{proc}/{pid}/task/{task}/status" if task else f"{proc}/{pid}/status"
     try:
         with open(path, "rb") as file:
             fields = dict(line.split(None, 1) for line in file if line.startswith(_MASKS))
-        return Signals(*(int(fields[name], 16) for name in _MASKS))
+        thread, shared, *others = (int(fields[name], 16) for name in _MASKS)
+        return Signals(thread | shared, *others)
     except (OSError, ValueError, KeyError):
         return Signals()
+
+
+def running(pid: int, task: int) -> bool:
+    """Whether that thread of the process is on a processor, or about to be."""
+    try:
+        with open(f"/proc/{pid}/task/{task}/stat", "rb") as file:
+            return file.read(_STAT_BYTES).rpartition(b")")[2].split()[0] == b"R"
+    except (OSError, IndexError):
+        return False
+
+
+def send_to_thread(pid: int, task: int, number: int) -> bool:
+    """Send the signal to one thread of the process; False where there is no way to.
+
+    Raises `OSError` if there is no such thread any more.
+    """
+    # Imported here: producers use this module too, and they never send.
+    import ctypes
+
+    tgkill = getattr(ctypes.CDLL(None, use_errno=True), "tgkill", None)
+    if tgkill is None:
+        return False
+    if tgkill(pid, task, number):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return True
 
 
 def tasks(pid: int) -> list[int]:
@@ -136,6 +165,40 @@ def tasks(pid: int) -> list[int]:
         return [int(name) for name in os.listdir(f"/proc/{pid}/task") if name.isdigit()]
     except OSError:
         return []
+
+
+def user(pid: int) -> int | None:
+    """The real user of the process, or None if that cannot be read."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            # Whose the directory is says nothing: of one that changed its user it is root's.
+            return next(int(line.split()[1]) for line in file if line.startswith(b"Uid:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
+def writes_own_memory(pid: int, first: int = 0) -> bool | None:
+    """Whether the process has its own ``/proc/PID/mem`` open; None if that cannot be seen.
+
+    Descriptors from `first` on are looked at before the others.
+    """
+    own = f"/{pid}/mem"
+    try:
+        numbers = [int(name) for name in os.listdir(f"/proc/{pid}/fd") if name.isdigit()]
+    except OSError:
+        return None
+    numbers.sort(key=lambda number: (number < first, number))
+    unseen = len(numbers) > _DESCRIPTORS_LIMIT
+    for number in numbers[:_DESCRIPTORS_LIMIT]:
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{number}").endswith(own):
+                return True
+        except PermissionError:
+            # Who may look into the directory may not follow what is in it.
+            unseen = True
+        except OSError:
+            continue
+    return None if unseen else False
 
 
 def users_of(path: str) -> list[int]:

@@ -128,7 +128,8 @@ class Recorder:
     @property
     def recording(self) -> str:
         """The recording's name, or "" before any attach."""
-        return self._segment.name if self._segment is not None else ""
+        segment = self._segment
+        return segment.name if segment is not None else ""
 
     def exception(self, exc: BaseException, /, **args: Any) -> None:
         """Record an exception: its type, message, and where it was raised."""
@@ -223,9 +224,11 @@ class Recorder:
                 return
             index, self._index = self._index, -1
             ours = self._pid == os.getpid() and self._engine.bound
-            if ours:
-                _stacks().disarm(segment)
             free = self._engine.unbind()
+            # Who has abandoned it leaves its stacks; whose recording is over has nobody to.
+            # Not before the engine has let go of the descriptor.
+            if ours or segment.state == SegmentState.CLOSED:
+                _stacks().disarm(segment)
             if ours:
                 entry = segment.geometry.entry(index)
                 segment.words[ENTRY.word("detached_ns", entry)] = time.monotonic_ns()
@@ -241,10 +244,12 @@ class Recorder:
 
     def over(self) -> bool:
         """Whether its recording has ended, or another one took its name."""
-        segment = self._segment
-        return segment is not None and (
-            segment.state == SegmentState.CLOSED or not segment.linked()
-        )
+        # Another thread may be detaching it, and what closes is not asked.
+        with self._lock:
+            segment = self._segment
+            return segment is not None and (
+                segment.state == SegmentState.CLOSED or not segment.linked()
+            )
 
     def join(self, segment: Segment, label: str, *, exceptions: bool = True) -> None:
         """Take a ring of `segment`, which this recorder then owns.

@@ -5,7 +5,13 @@ Runs in the collector, and cold in `recover`. The other half is `stacks`.
 Invariants:
 
 - A signal is sent only to the very process, only a real-time one, and only while the kernel says
-  that this process catches it: it would end any other.
+  that this process catches it, for it would end any other, and has its memory open, as whoever
+  leaves stacks does: the words that name the process are anybody's who records, the signal would
+  come from a collector that may have more rights, and to some it is an order.
+- It goes to a thread that is running, if one is: of Python's threads that is the one that holds
+  the GIL, and while it writes the others do not change what it reads. Sent to the process it
+  would interrupt the main thread, beside which the others run on: among busy threads, one dump in
+  ten then crashes the interpreter.
 - The words and texts in an area are its producer's, and may be anything: they are bounded here.
 - `asked` is cleared, and ``stack_turn`` changed, after each dump was read: the producer goes on
   at the beginning when it next opens a batch, and until then behind what it wrote last.
@@ -35,6 +41,9 @@ DEADLINE_SECONDS: Final = 0.5
 _POLL_FIRST_SECONDS: Final = 0.0005
 _POLL_LAST_SECONDS: Final = 0.01
 _TASKS_LIMIT: Final = 2048
+_RUNNERS_LIMIT: Final = 256
+_HIGH: Final = 200
+"""Where producers have their descriptors, see `stacks`."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +78,19 @@ def take_stacks(
     Where there is none, its `Stack` has no text and a note that says why. Takes at most
     `deadline_seconds` in all.
     """
+    deadline = time.monotonic() + deadline_seconds
     found: dict[tuple[int, int], list[Stack]] = {}
     waiting: list[_Dump] = []
     for asking in wanted:
         dump = _Dump(segment, asking)
         found[asking.entry.index, asking.entry.incarnation] = dump.stacks
-        if dump.ask():
+        if time.monotonic() > deadline or stop():
+            dump.note("the others took all the time that there was")
+        elif dump.ask():
             waiting.append(dump)
-    deadline = time.monotonic() + deadline_seconds
     pause = _POLL_FIRST_SECONDS
     while waiting and not stop():
-        late = time.monotonic() > deadline
-        waiting = [dump for dump in waiting if not dump.finish(late)]
+        waiting = [dump for dump in waiting if not dump.finish(deadline)]
         if waiting:
             time.sleep(pause)
             pause = min(2 * pause, _POLL_LAST_SECONDS)
@@ -95,6 +105,8 @@ class _Dump:
         self._entry = asking.entry
         self._pidfd = asking.pidfd
         self._blocked: set[int] = set()
+        self._quiet = False
+        self._task = 0
         self._asked_ns = 0
         self.stacks: list[Stack] = []
 
@@ -103,7 +115,7 @@ class _Dump:
         entry = self._entry
         why = self._obstacle()
         if why:
-            self._note(why)
+            self.note(why)
             return False
         late, cut = self._take()
         if late:
@@ -113,15 +125,47 @@ class _Dump:
         # Threads that never take signals are no sign of a dump under way.
         self._blocked = set(self._blocking())
         self._asked_ns = time.monotonic_ns()
+        bit, masks = signal_bit(entry.stack_signal), process.signals(entry.pid)
+        if masks.pending & bit:
+            # An earlier one is still to come; each would be answered.
+            return True
+        if not masks.caught & bit:
+            # Looking took time, and meanwhile it may have become another program.
+            self.note(_deaf(entry.stack_signal))
+            return False
         try:
-            if self._pidfd >= 0:
-                signal.pidfd_send_signal(self._pidfd, entry.stack_signal)
-            else:
-                os.kill(entry.pid, entry.stack_signal)
+            if not self._send_to_runner():
+                self._send()
         except OSError as error:
-            self._note(f"it could not be asked: {error.strerror}")
+            self.note(f"it could not be asked: {error.strerror}")
             return False
         return True
+
+    def _send(self) -> None:
+        if self._pidfd >= 0:
+            signal.pidfd_send_signal(self._pidfd, self._entry.stack_signal)
+        else:
+            os.kill(self._entry.pid, self._entry.stack_signal)
+
+    def _send_to_runner(self) -> bool:
+        """Send it to the thread that most likely holds the GIL, if one seems to."""
+        pid, number = self._entry.pid, self._entry.stack_signal
+        tasks = [task for task in process.tasks(pid) if task not in self._blocked]
+        if len(tasks) < 2:
+            return False
+        known = set(self._named().values())
+        # Those that have recorded run Python code; of others nobody knows.
+        tasks.sort(key=lambda task: task not in known)
+        for task in tasks[:_RUNNERS_LIMIT]:
+            if process.running(pid, task):
+                try:
+                    sent = process.send_to_thread(pid, task, number)
+                except OSError:
+                    # It has just ended.
+                    continue
+                self._task = task if sent else 0
+                return sent
+        return False
 
     def _obstacle(self) -> str:
         entry = self._entry
@@ -136,7 +180,13 @@ class _Dump:
         if seen.state in "Tt":
             return "it is stopped"
         if not process.signals(entry.pid).caught & signal_bit(number):
-            return f"it does not listen to signal {number} any more"
+            return _deaf(number)
+        open_there = process.writes_own_memory(entry.pid, _HIGH)
+        if open_there is None and not os.geteuid():
+            # Not allowed to look, as in some containers: then rather none of root's.
+            open_there = process.user(entry.pid) not in (None, 0)
+        if open_there is False:
+            return "it has closed the descriptor that its stacks would go to"
         return ""
 
     def _blocking(self) -> Iterator[int]:
@@ -145,9 +195,13 @@ class _Dump:
             if process.signals(self._entry.pid, task).blocked & bit:
                 yield task
 
-    def finish(self, late: bool) -> bool:
+    def finish(self, deadline: float) -> bool:
         """Take the text if it is all there, or, when it is late, what is; whether that was it."""
-        done = self._done()
+        late = time.monotonic() > deadline
+        # Once is not enough: for an instant the signal has been taken and is not blocked yet.
+        # When it is late, what the last look found will do: looking at many threads takes time.
+        quiet = self._quiet if late else self._done()
+        done, self._quiet = quiet and (late or self._quiet), quiet
         if not done and not late:
             return False
         text, cut = self._take()
@@ -157,20 +211,20 @@ class _Dump:
                 Stack(ASKED, self._asked_ns, text, cut or not done, note, self._named())
             )
         elif not done:
-            self._note("it did not answer in time")
+            self.note("it did not answer in time")
         else:
-            self._note("nothing was written: no room was left, or the descriptor was closed")
+            self.note("nothing was written: no room was left, or the descriptor was closed")
         return True
 
     def _done(self) -> bool:
         """Whether the signal has been taken and its handler has returned: meanwhile the kernel
         keeps the signal blocked in the thread that it interrupted."""
-        masks = process.signals(self._entry.pid)
+        masks = process.signals(self._entry.pid, self._task)
         if masks == Signals():
             return True
         if masks.pending & signal_bit(self._entry.stack_signal):
             return False
-        return not set(self._blocking()) - self._blocked
+        return all(task in self._blocked for task in self._blocking())
 
     def _take(self) -> tuple[str, bool]:
         """The text, and room for the next."""
@@ -187,9 +241,14 @@ class _Dump:
     def _named(self) -> dict[int, int]:
         return _idents(self._segment, self._entry.index)
 
-    def _note(self, why: str) -> None:
+    def note(self, why: str) -> None:
+        """Have a `Stack` without text say why there is none."""
         when = self._asked_ns or time.monotonic_ns()
         self.stacks.append(Stack(ASKED, when, "", note=why))
+
+
+def _deaf(number: int) -> str:
+    return f"it does not listen to signal {number} any more"
 
 
 def _text(segment: Segment, index: int, part: str) -> tuple[str, bool]:

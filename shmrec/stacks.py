@@ -13,6 +13,9 @@ Invariants:
   later, has the fatal signals; we stand back, and the entry says so.
 - A forked child writes nothing into its parent's area: its descriptors lead nowhere until it
   has a ring, and an area, of its own.
+- A descriptor is led elsewhere, or closed, only while it is still ours: an application may have
+  closed all that it knew nothing of, and opened others.
+- The signal is ignored before we listen and after: one that comes late ends nobody.
 - There is one area in a process, that of the recording that it joined first.
 
 Source of the formats: CPython's ``Modules/faulthandler.c``, proc(5) on ``/proc/pid/mem``.
@@ -23,17 +26,20 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
-import functools
 import os
 import signal
-from collections.abc import Callable, Mapping
+import sys
+import weakref
+from _thread import RLock
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 from shmrec import threads
 from shmrec.errors import SegmentError
 from shmrec.guarded import map_guarded, unmap_guarded
+from shmrec.ignored import ignore_signal
 from shmrec.layout import ENTRY, STACK, STACK_SIZE, STACK_THREADS, StackFlag
-from shmrec.process import signals
+from shmrec.process import signal_bit, signals, tasks
 from shmrec.segment import Segment
 
 __all__ = ["DEFAULT_SIGNAL", "ENVIRONMENT", "after_fork", "arm", "disarm", "renew", "stack_signal"]
@@ -55,16 +61,49 @@ class _Place(NamedTuple):
 
     segment: Segment
     ring: int
-    fatal: int
-    asked: int
+    mapped: dict[str, int]
+    """Addresses of the parts."""
 
 
+class _Descriptor(NamedTuple):
+    """One of ours; by `what` it leads to it is told from another's of the same number."""
+
+    number: int
+    what: tuple[int, int, int]
+
+
+class _File:
+    """What faulthandler writes to. It drops this object when somebody else takes its place."""
+
+    __slots__ = ("__weakref__", "_number")
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        return self._number
+
+    def flush(self) -> None:
+        pass
+
+
+_pid = os.getpid()
+"""Whose all this is, unless C code has forked."""
 _place: _Place | None = None
 # faulthandler keeps the numbers of its descriptors: what they lead to may change.
-_fds: dict[str, int] = {}
+_descriptors: dict[str, _Descriptor] = {}
+_given: dict[str, weakref.ref[_File]] = {}
 _signal = 0
-_ours = False
 _rows: dict[int, int] = {}
+_lock: Any = RLock()
+
+_FATAL_SIGNALS: Final = (
+    signal.SIGSEGV,
+    signal.SIGFPE,
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGILL,
+)
 
 
 def stack_signal(environ: Mapping[str, str] = os.environ) -> int:
@@ -87,31 +126,36 @@ def arm(segment: Segment, index: int, engine: _Rewound) -> None:
     global _place
     words, entry = segment.words, segment.geometry.entry(index)
     words[ENTRY.word("stacks", entry)] = words[ENTRY.word("stack_signal", entry)] = 0
-    if _place is not None or not stack_signal():
-        return
-    area = segment.geometry.stack(index)
-    parts = {name: STACK.bytes_at(name, area) for name in ("fatal", "asked")}
-    mapped: dict[str, int] = {}
-    try:
-        segment.reserve(area, STACK_SIZE)
-        segment.view[area : area + STACK_SIZE] = bytes(STACK_SIZE)
-        for name, part in parts.items():
-            mapped[name] = map_guarded(segment.fd, part.start, part.stop - part.start)
-            _open_memory(name, mapped[name])
-    except (OSError, SegmentError):
-        _unmap(mapped)
-        return
-    _place = _Place(segment, index, mapped["fatal"], mapped["asked"])
-    _name_threads()
-    flags = _listen() | _guard_fatal()
-    engine.rewinds(_fds["asked"], mapped["asked"])
-    words[ENTRY.word("stack_signal", entry)] = _signal
-    words[ENTRY.word("stacks", entry)] = flags
+    after_fork()
+    with _lock:
+        if _place is not None or not stack_signal():
+            return
+        area = segment.geometry.stack(index)
+        mapped: dict[str, int] = {}
+        try:
+            segment.reserve(area, STACK_SIZE)
+            segment.view[area : area + STACK_SIZE] = bytes(STACK_SIZE)
+            for name in ("fatal", "asked"):
+                part = STACK.bytes_at(name, area)
+                mapped[name] = map_guarded(segment.fd, part.start, part.stop - part.start)
+                _open_memory(name, mapped[name])
+        except (OSError, SegmentError):
+            # What leads to memory that is no longer ours must not be written to.
+            _take_down(mapped)
+            return
+        _place = _Place(segment, index, mapped)
+        _name_threads()
+        flags = _listen() | _guard_fatal()
+        engine.rewinds(_descriptors["asked"].number, mapped["asked"])
+        words[ENTRY.word("stack_signal", entry)] = _signal
+        words[ENTRY.word("stacks", entry)] = flags
 
 
 def _open_memory(name: str, address: int) -> None:
     fd = os.open(_MEMORY, os.O_RDWR | os.O_CLOEXEC)
     try:
+        # Sandboxes let it be opened and not be written: better known now than missed then.
+        os.pwrite(fd, b"\0", address)
         os.lseek(fd, address, os.SEEK_SET)
         _lead(name, fd)
     finally:
@@ -120,15 +164,29 @@ def _open_memory(name: str, address: int) -> None:
 
 def _lead(name: str, fd: int) -> None:
     """Have the descriptor that faulthandler has, or is about to have, lead where `fd` does."""
-    known = _fds.get(name)
-    if known is not None:
-        os.dup2(fd, known, inheritable=False)
-        return
+    if _still_ours(name):
+        number = _descriptors[name].number
+        os.dup2(fd, number, inheritable=False)
+    else:
+        try:
+            number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+        except OSError:
+            # The limit of descriptors is lower than that.
+            number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    _descriptors[name] = _Descriptor(number, _what(number))
+
+
+def _what(number: int) -> tuple[int, int, int]:
+    found = os.fstat(number)
+    return found.st_dev, found.st_ino, found.st_rdev
+
+
+def _still_ours(name: str) -> bool:
+    known = _descriptors.get(name)
     try:
-        _fds[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+        return known is not None and _what(known.number) == known.what
     except OSError:
-        # The limit of descriptors is lower than that.
-        _fds[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        return False
 
 
 def _unmap(mapped: dict[str, int]) -> None:
@@ -137,65 +195,96 @@ def _unmap(mapped: dict[str, int]) -> None:
             unmap_guarded(address, STACK.bytes_at(name).stop - STACK.bytes_at(name).start)
 
 
+def _take_down(mapped: dict[str, int]) -> None:
+    """Have faulthandler write nothing more for us; close and unmap what it wrote to."""
+    _silence(("fatal", "asked"))
+    for name, known in _descriptors.items():
+        if _still_ours(name):
+            os.close(known.number)
+    _descriptors.clear()
+    _unmap(mapped)
+
+
+def _silence(names: Iterable[str]) -> None:
+    global _signal
+    for name in names:
+        held = _holds(name)
+        # First, lest its going be taken for somebody else's coming.
+        _given.pop(name, None)
+        if name == "asked":
+            number, _signal = _signal, 0
+            if held and number:
+                with _handlers_kept((number,)):
+                    faulthandler.unregister(number)
+        elif held:
+            with _handlers_kept(_FATAL_SIGNALS):
+                faulthandler.disable()
+
+
+@contextlib.contextmanager
+def _handlers_kept(numbers: Iterable[int]) -> Iterator[None]:
+    """Handlers that were installed since faulthandler's: it puts back those from before."""
+    handlers = [(number, signal.getsignal(number)) for number in numbers]
+    yield
+    for number, handler in handlers:
+        if callable(handler):
+            # ValueError: only the main thread may.
+            with contextlib.suppress(ValueError):
+                signal.signal(number, handler)
+
+
+def _file(name: str) -> _File:
+    """What to give faulthandler for that part; when it lets go of it, somebody else came."""
+    file = _File(_descriptors[name].number)
+    _given[name] = weakref.ref(file, lambda _: _taken(name))
+    return file
+
+
+def _holds(name: str) -> bool:
+    """Whether faulthandler still has what it was given."""
+    given = _given.get(name)
+    return given is not None and given() is not None
+
+
+def _taken(name: str) -> None:
+    """The application has called faulthandler: what it wants it gets."""
+    if name == "asked":
+        _say(StackFlag.ASKED, 0)
+    else:
+        _say(StackFlag.FATAL, StackFlag.APPLICATION if faulthandler.is_enabled() else 0)
+
+
 def _listen() -> int:
     """Leave stacks at the signal, if nobody else has it."""
     global _signal
-    if not _signal:
+    if not _holds("asked"):
         number = stack_signal()
-        if signals(os.getpid()).has(number):
+        masks = signals(os.getpid())
+        if (masks.caught | masks.blocked) & signal_bit(number):
             return 0
-        # Not chained: so the kernel keeps the signal blocked while the stacks are written, by
-        # which the collector sees when they are.
-        faulthandler.register(number, file=_fds["asked"], all_threads=True, chain=False)
+        # What faulthandler puts back in the end. By default the signal ends the process.
+        ignore_signal(number)
         _signal = number
+    # Not chained: so the kernel keeps the signal blocked while the stacks are written, by
+    # which the collector sees when they are.
+    faulthandler.register(_signal, file=_file("asked"), all_threads=True, chain=False)
     return StackFlag.ASKED
 
 
 def _guard_fatal() -> int:
     """Leave stacks at fatal signals, unless the application has faulthandler enabled."""
-    global _ours
-    if not _ours:
-        if faulthandler.is_enabled():
-            return StackFlag.APPLICATION
-        faulthandler.enable(_fds["fatal"], all_threads=True)
-        _ours = True
-        _watch_application()
+    if not _holds("fatal") and faulthandler.is_enabled():
+        return StackFlag.APPLICATION
+    faulthandler.enable(_file("fatal"), all_threads=True)
     return StackFlag.FATAL
 
 
-def _watch_application() -> None:
-    """Learn of it when the application takes faulthandler over after us."""
-    originals = {name: getattr(faulthandler, name) for name in ("enable", "disable")}
-
-    def taking(name: str, flag: int) -> Callable[..., Any]:
-        original = originals[name]
-
-        @functools.wraps(original)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            global _ours
-            for each, restored in originals.items():
-                setattr(faulthandler, each, restored)
-            if _ours:
-                _ours = False
-                _say(StackFlag.FATAL, flag)
-            return original(*args, **kwargs)
-
-        return call
-
-    setattr(faulthandler, "enable", taking("enable", StackFlag.APPLICATION))  # noqa: B010
-    setattr(faulthandler, "disable", taking("disable", 0))  # noqa: B010
-    _originals.update(originals)
-
-
-_originals: dict[str, Callable[..., Any]] = {}
-
-
 def _say(instead_of: int, flag: int) -> None:
-    if _place is not None:
-        segment, index, *_ = _place
-        word = ENTRY.word("stacks", segment.geometry.entry(index))
+    if _place is not None and _pid == os.getpid():
+        word = ENTRY.word("stacks", _place.segment.geometry.entry(_place.ring))
         with contextlib.suppress(ValueError):
-            segment.words[word] = segment.words[word] & ~instead_of | flag
+            words = _place.segment.words
+            words[word] = words[word] & ~instead_of | flag
 
 
 def renew() -> None:
@@ -204,62 +293,57 @@ def renew() -> None:
     gunicorn's workers reset them after `post_fork`. The handler that they installed comes
     after the stacks: faulthandler calls what it found.
     """
-    if not _ours:
-        return
-    handler = signal.getsignal(signal.SIGABRT)
-    if handler is None:
-        return
-    _originals["disable"]()
-    # Disabling put back what was there before the host's.
-    signal.signal(signal.SIGABRT, handler)
-    _originals["enable"](_fds["fatal"], all_threads=True)
+    with _lock:
+        if not _holds("fatal"):
+            return
+        handler = signal.getsignal(signal.SIGABRT)
+        if handler is None:
+            return
+        _silence(("fatal",))
+        try:
+            # Disabling put back what was there before the host's.
+            signal.signal(signal.SIGABRT, handler)
+        finally:
+            _guard_fatal()
 
 
 def disarm(segment: Segment) -> None:
     """Leave no more stacks in the segment's area, which may get another owner."""
-    global _place, _ours, _signal
-    if _place is None or _place.segment is not segment:
-        return
-    entry = segment.geometry.entry(_place.ring)
-    segment.words[ENTRY.word("stacks", entry)] = 0
-    threads.listener = None
-    if _signal:
-        faulthandler.unregister(_signal)
-        _signal = 0
-    if _ours:
-        for name, original in _originals.items():
-            setattr(faulthandler, name, original)
-        faulthandler.disable()
-        _ours = False
-    mapped = {"fatal": _place.fatal, "asked": _place.asked}
-    _place = None
-    for fd in _fds.values():
-        with contextlib.suppress(OSError):
-            os.close(fd)
-    _fds.clear()
-    _unmap(mapped)
+    global _place
+    with _lock:
+        if _place is None or _place.segment is not segment or _pid != os.getpid():
+            return
+        entry = segment.geometry.entry(_place.ring)
+        segment.words[ENTRY.word("stacks", entry)] = 0
+        threads.listener = None
+        mapped, _place = _place.mapped, None
+        _take_down(mapped)
 
 
 def after_fork() -> None:
     """In a forked child: the area is the parent's, and so is the memory at the descriptors."""
-    global _place
-    if _place is None:
+    global _pid, _place, _lock
+    if _pid == os.getpid():
         return
+    _pid = os.getpid()
+    # Another thread of the parent's may have held it, and not have got to its end.
+    _lock = RLock()
     threads.listener = None
-    mapped = {"fatal": _place.fatal, "asked": _place.asked}
-    _place = None
+    mapped, _place = _place.mapped if _place is not None else {}, None
+    if not _descriptors:
+        return
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
-        nowhere = -1
-    for fd in _fds.values():
-        with contextlib.suppress(OSError):
-            if nowhere < 0:
-                os.close(fd)
-            else:
-                os.dup2(nowhere, fd, inheritable=False)
-    if nowhere >= 0:
-        os.close(nowhere)
+        _take_down(mapped)
+        return
+    for name in list(_descriptors):
+        if _still_ours(name):
+            _lead(name, nowhere)
+        else:
+            _silence((name,))
+            del _descriptors[name]
+    os.close(nowhere)
     _unmap(mapped)
 
 
@@ -269,6 +353,14 @@ def after_fork() -> None:
 def _name_threads() -> None:
     _rows.clear()
     threads.listener = _note_thread
+    # Those that have spoken in another recording will not be introduced again.
+    here = set(tasks(os.getpid()))
+    active: dict[Any, Any] = getattr(sys.modules.get("threading"), "_active", {})
+    for thread in list(active.values()):
+        # Classes of the application's may do anything.
+        with contextlib.suppress(Exception):
+            if type(thread.ident) is int and thread.native_id in here:
+                _note_thread(thread.ident, thread.native_id)
     main = threads.main_ident()
     if main:
         _note_thread(main, os.getpid())
@@ -279,7 +371,7 @@ def _note_thread(ident: int, kernel_id: int) -> None:
     """A thread records for the first time; the newest one of an ident counts."""
     if _place is None:
         return
-    segment, index, *_ = _place
+    segment, index = _place.segment, _place.ring
     row = _rows.setdefault(ident, len(_rows))
     if row >= STACK_THREADS:
         # More threads than rows: their rows are used again.

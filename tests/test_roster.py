@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
@@ -278,3 +279,33 @@ def test_who_said_how_it_ended_is_kept(recording_name: str, tmp_path: Path) -> N
     # In which cgroup it was cannot be known any more.
     assert dead.memory["whole_machine"]
     assert dead.facts == []
+
+
+def test_who_took_a_ring_over_unseen_is_not_asked_in_its_predecessors_name(
+    recording_name: str, tmp_path: Path, script: Callable[..., Script]
+) -> None:
+    settings = Settings(recording_name, tmp_path, size=0, producers=1)
+    collector = Collector(establish(settings), settings)
+    source = (
+        "import shmrec, sys\nrecorder = shmrec.attach(sys.argv[1], required=True)\n"
+        "print('in', flush=True)\nsys.stdin.readline()\n"
+        "recorder.detach()\nprint('out', flush=True)\n"
+    )
+    first = script(source + "sys.stdin.readline()", recording_name)
+    first.line()
+    collector.roster.look(time.monotonic_ns(), tick=True)
+    assert [each.pid for each in collector.roster.living()] == [first.pid]
+    assert len(collector._take_stacks(lambda _: True)) == 1
+    first.say()
+    assert first.line() == "out"
+    second = script(source, recording_name)
+    second.line()
+    # The pidfd is still the first one's.
+    assert collector._take_stacks(lambda _: True) == {}
+    collector.roster.look(time.monotonic_ns(), tick=True)
+    (stacks,) = collector._take_stacks(lambda _: True).values()
+    assert stacks[0].text
+    for each in (first, second):
+        each.say()
+        assert each.wait() == 0
+    collector._let_go()

@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from shmrec.stack_area import Asking, fatal_stack, take_stacks
 from shmrec.stacks import stack_signal
 
 from .arena import Arena
-from .conftest import Script, wait_until
+from .conftest import Script, end_recording, wait_until
 
 ALL = StackFlag.ASKED | StackFlag.FATAL
 JOIN = """
@@ -231,6 +233,24 @@ def test_a_process_that_keeps_the_signal_blocked_is_given_up(memory: Segment, st
     assert stack.note == ""
 
 
+def test_it_is_written_by_the_thread_that_runs(memory: Segment, start: Start) -> None:
+    # Any other would read what that one is changing.
+    busy = start(
+        "join()\ndef beside():\n    say('in')\n    while True: pass\n"
+        "threading.Thread(target=beside, daemon=True).start()\nsys.stdin.readline()"
+    )
+    busy.line()
+    wait_until(lambda: not process.running(busy.pid, busy.pid))
+
+    def current() -> str:
+        stack = ask(memory, busy.pid)
+        assert (stack.cut, stack.note) == (False, "")
+        return stack.text.partition("Current thread ")[2].partition("\n\n")[0]
+
+    # On a loaded machine it may not be seen running at once.
+    wait_until(lambda: " in beside\n" in current())
+
+
 def test_threads_that_never_take_signals_do_not_hold_it_up(memory: Segment, start: Start) -> None:
     plain = start(
         "join()\ndef deaf():\n    signal.pthread_sigmask(signal.SIG_BLOCK, range(34, 65))\n"
@@ -260,6 +280,135 @@ def test_a_signal_that_is_taken_stays_whose_it_is(memory: Segment, start: Start)
     assert asked(memory, other.pid)[0].text == ""
     other.kill(signal.SIGRTMIN)
     assert other.line() == "mine"
+
+
+@pytest.mark.parametrize("where", ["", "from_thread"])
+def test_a_signal_that_comes_too_late_ends_nobody(
+    memory: Segment, start: Start, where: str
+) -> None:
+    # The default action of a real-time signal would.
+    left = start(
+        "def from_thread():\n    other = threading.Thread(target=join)\n"
+        "    other.start()\n    other.join()\n"
+        f"{where or 'join'}()\nshmrec.detach()\nsay('out')\nsys.stdin.readline()\n"
+        "join()" + STAY
+    )
+    left.line()
+    left.kill(stack_signal())
+    left.say()
+    assert left.line() == "in"
+    # It was ignored meanwhile, which is no reason not to listen again.
+    assert ask(memory, left.pid).text
+    left.say()
+    assert left.wait() == 0
+
+
+def test_whoever_has_closed_the_descriptor_is_not_asked(memory: Segment, start: Start) -> None:
+    with tempfile.NamedTemporaryFile() as own:
+        closed = start(
+            "join()\n"
+            "mine = [int(fd) for fd in os.listdir('/proc/self/fd') if int(fd) >= 200]\n"
+            f"for fd in mine: os.dup2(os.open({own.name!r}, os.O_WRONLY), fd)\n"
+            "child = os.fork()\n"
+            "if not child:\n"
+            "    shmrec.instant('first')\n    say(os.getpid())\n    sys.stdin.readline()\n"
+            "    say(*{os.readlink(f'/proc/self/fd/{fd}') for fd in mine})\n"
+            "    os._exit(0)\n"
+            "os.waitpid(child, 0)" + STAY
+        )
+        child = int(closed.line())
+        # One that forked since leads nothing of the application's elsewhere.
+        assert ask(memory, child).text
+        closed.say()
+        assert closed.line() == own.name
+        closed.line()
+        assert "closed the descriptor" in asked(memory, closed.pid)[0].note
+        assert own.read() == b""
+
+
+def test_the_word_of_a_segment_sends_no_signal_to_a_stranger(memory: Segment, start: Start) -> None:
+    plain = start("join()" + STAY)
+    stranger = start(f"signal.signal({stack_signal()}, lambda *_: say('asked'))" + STAY)
+    plain.line()
+    stranger.line()
+    entry = entry_of(memory, plain.pid)
+    at = memory.geometry.entry(entry.index)
+    memory.words[ENTRY.word("pid", at)] = stranger.pid
+    memory.words[ENTRY.word("start_ticks", at)] = process.start_ticks(stranger.pid)
+    (stack,) = asked(memory, stranger.pid)
+    assert stack.text == ""
+    assert "closed the descriptor" in stack.note
+    stranger.say()
+    assert stranger.wait() == 0
+    assert stranger.process.stdout is not None
+    assert stranger.process.stdout.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("rights", "user", "expected"),
+    [(1000, 1000, True), (0, 1000, True), (0, 0, False), (0, None, False)],
+)
+def test_where_root_may_not_look_it_asks_none_of_roots(
+    memory: Segment,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    rights: int,
+    user: int | None,
+    expected: bool,
+) -> None:
+    plain = start("join()" + STAY)
+    plain.line()
+
+    def refuse(path: str) -> str:
+        raise PermissionError(path)
+
+    monkeypatch.setattr("shmrec.process.os.readlink", refuse)
+    assert process.writes_own_memory(plain.pid) is None
+    monkeypatch.setattr(process, "user", lambda _: user)
+    monkeypatch.setattr("shmrec.stack_area.os.geteuid", lambda: rights)
+    assert bool(ask(memory, plain.pid).text) is expected
+
+
+def test_one_that_has_not_taken_the_signal_is_not_sent_another(
+    memory: Segment, start: Start
+) -> None:
+    deaf = start(
+        "join()\nsignal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
+        + STAY
+        + "signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())"
+        + STAY
+    )
+    deaf.line()
+    for _ in range(3):
+        (stack,) = asked(memory, deaf.pid, deadline_seconds=0.02)
+        assert stack.note == "it did not answer in time"
+    deaf.say()
+    deaf.line()
+    late, _ = asked(memory, deaf.pid, deadline_seconds=20.0)
+    assert late.text.count(" in <module>\n") == 1
+
+
+def test_no_more_time_is_taken_than_there_is(
+    memory: Segment, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = start("join()" + STAY)
+    plain.line()
+    entry = entry_of(memory, plain.pid)
+    real, looks = process.tasks, []
+
+    def slow(pid: int) -> list[int]:
+        looks.append(pid)
+        wait_until(lambda: time.monotonic() > begun + 0.05 * len(looks))
+        return real(pid)
+
+    monkeypatch.setattr(process, "tasks", slow)
+    begun = time.monotonic()
+    wanted = [Asking(replace(entry, incarnation=number), -1) for number in range(40)]
+    found = take_stacks(memory, wanted, deadline_seconds=0.1)
+    assert len(looks) < 8
+    assert [stack.note for stack in found[entry.index, 39]] == [
+        "the others took all the time that there was"
+    ]
 
 
 # At a fatal signal.
@@ -310,6 +459,89 @@ def test_an_application_that_takes_it_later_gets_it(memory: Segment, start: Star
         later.wait()
         own.seek(0)
         assert own.read().startswith("Fatal Python error")
+
+
+@pytest.mark.parametrize("call", ["enable(own)", "disable()"])
+def test_what_it_imported_before_us_counts_too(memory: Segment, start: Start, call: str) -> None:
+    kept = start(
+        "from faulthandler import disable, enable\nown = open(os.devnull, 'w')\njoin()\n"
+        f"{call}\nsay('in')\nsys.stdin.readline()\nshmrec.detach()\n"
+        "say(faulthandler.is_enabled())" + STAY
+    )
+    kept.line()
+    theirs = call.startswith("enable")
+    expected = StackFlag.ASKED | (StackFlag.APPLICATION if theirs else 0)
+    assert entry_of(memory, kept.pid).stacks == expected
+    kept.say()
+    assert kept.line() == str(theirs)
+
+
+def test_a_handler_that_was_installed_since_outlives_the_detaching(start: Start) -> None:
+    own = start(
+        "join()\nsignal.signal(signal.SIGABRT, lambda *_: say('mine'))\n"
+        "shmrec.detach()\nos.kill(os.getpid(), signal.SIGABRT)" + STAY
+    )
+    assert own.line() == "mine"
+
+
+def test_whose_recording_was_closed_leaves_them_in_the_next(memory: Segment, start: Start) -> None:
+    again = start(
+        "join()\nsay('in')\nsys.stdin.readline()\nshmrec.instant('late')\nshmrec.detach()\n"
+        "say([each for each in open('/proc/self/maps') if 'shmrec.' in each],"
+        " [fd for fd in os.listdir('/proc/self/fd') if int(fd) >= 200])\n"
+        "sys.stdin.readline()\njoin()" + STAY
+    )
+    again.line()
+    memory.set_word("state", layout.SegmentState.CLOSED)
+    memory.bump("generation")
+    again.say()
+    assert again.line() == "[] []"
+    memory.set_word("state", layout.SegmentState.OPEN)
+    again.say()
+    again.line()
+    assert entry_of(memory, again.pid).stacks == ALL
+    assert ask(memory, again.pid).text
+
+
+def test_threads_that_have_spoken_before_are_known_again(memory: Segment, start: Start) -> None:
+    again = start(
+        "join()\ndef beside():\n    shmrec.instant('here')\n    say('in')\n    time.sleep(60)\n"
+        "threading.Thread(target=beside, daemon=True).start()\nsys.stdin.readline()\n"
+        "shmrec.detach()\njoin()" + STAY
+    )
+    again.line()
+    again.say()
+    again.line()
+    stack = ask(memory, again.pid)
+    assert set(stack.idents.values()) == set(process.tasks(again.pid))
+
+
+def test_where_memory_cannot_be_written_no_stacks_are_promised(
+    memory: Segment, start: Start
+) -> None:
+    sandboxed = start(
+        "def refuse(*_):\n    raise PermissionError\nos.pwrite = refuse\njoin()\n"
+        "say(faulthandler.is_enabled())" + STAY
+    )
+    assert [sandboxed.line(), sandboxed.line()] == ["False", "in"]
+    assert entry_of(memory, sandboxed.pid).stacks == 0
+
+
+def test_an_area_that_cannot_be_had_leaves_nothing_behind(memory: Segment, start: Start) -> None:
+    # The second part's descriptor is one too many.
+    poor = start(
+        "from shmrec import stacks\n"
+        "real, calls = stacks.map_guarded, []\n"
+        "def fails(*args):\n    calls.append(args)\n"
+        "    if len(calls) % 2 == 0: raise OSError('no')\n    return real(*args)\n"
+        "stacks.map_guarded = fails\njoin()\n"
+        "say(len(calls), len([each for each in open('/proc/self/maps') if 'shmrec.' in each]),"
+        " [fd for fd in os.listdir('/proc/self/fd') if int(fd) >= 200],"
+        " faulthandler.is_enabled())" + STAY
+    )
+    assert poor.line() == "2 1 [] False"
+    poor.line()
+    assert entry_of(memory, poor.pid).stacks == 0
 
 
 def test_after_detaching_nothing_is_left_behind(memory: Segment, start: Start) -> None:
@@ -366,6 +598,51 @@ def test_a_forked_child_writes_nothing_into_its_parents_area(memory: Segment, st
     assert parent.line() == "11"
     assert fatal_stack(memory, entry_of(memory, parent.pid)) is None
     assert fatal_stack(memory, entry_of(memory, child)) is not None
+
+
+def test_a_child_with_two_recordings_leaves_them_where_it_says(
+    memory: Segment, start: Start, recording_name: str
+) -> None:
+    other = segment.create(
+        f"{recording_name}-b", Geometry.of(0, 4), keep_size=1 << 20, keep_period_ns=10**10
+    )
+    try:
+        parent = start(
+            f"one, two = join(), shmrec.attach({other.name!r}, required=True)\nchild = os.fork()\n"
+            "if not child:\n    one.instant('first')\n    two.instant('first')\n"
+            "    say(os.getpid())\n    sys.stdin.readline()\n    os._exit(0)\n"
+            "os.waitpid(child, 0)" + STAY
+        )
+        child = int(parent.line())
+        assert entry_of(memory, child).stacks == ALL
+        assert ask(memory, child).text
+        assert entry_of(other, child).stacks == 0
+        parent.say()
+        parent.line()
+    finally:
+        other.close()
+        end_recording(other.name)
+
+
+def test_a_child_forked_while_another_thread_arms_can_have_its_own(
+    memory: Segment, start: Start
+) -> None:
+    forked = start(
+        "from shmrec import stacks\n"
+        "real, held, go = stacks.map_guarded, threading.Event(), threading.Event()\n"
+        "def waits(*args):\n    held.set()\n    go.wait()\n    return real(*args)\n"
+        "stacks.map_guarded = waits\n"
+        "other = threading.Thread(target=join)\nother.start()\nheld.wait()\n"
+        "child = os.fork()\n"
+        "if not child:\n    stacks.map_guarded = real\n    join()\n    say(os.getpid())\n"
+        "    sys.stdin.readline()\n    os._exit(0)\n"
+        "os.waitpid(child, 0)\ngo.set()\nother.join()" + STAY
+    )
+    child = int(forked.line())
+    assert ask(memory, child).text
+    forked.say()
+    forked.line()
+    assert entry_of(memory, forked.pid).stacks == ALL
 
 
 # Parts.
