@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SHMREC_LAYOUT_ID UINT64_C(0x6e21be41a1388618)
+#define SHMREC_LAYOUT_ID UINT64_C(0x6a3cd1883ddb9588)
 #define SHMREC_WORD 8
 #define SHMREC_COUNT_SHIFT 32
 #define SHMREC_LOST_AT_MOST UINT64_C(281474976710656)
@@ -145,12 +145,14 @@ struct shmrec_entry {
     _Atomic uint64_t writing; /* producer: odd inside the critical section */
     _Atomic uint64_t opening; /* producer: number of the newest batch, published first */
     _Atomic uint64_t closed_generation; /* producer: no event of this or older will follow */
-    unsigned char gap_0[40];
+    _Atomic uint64_t stack_answered; /* producer: ticket of `stack_wanted` that was answered */
+    unsigned char gap_0[32];
     _Atomic uint64_t losses[8]; /* producer: one word per row of LOSSES */
     _Atomic uint64_t settled; /* collector: incarnation whose end has been dealt with */
     _Atomic uint64_t ended_ns; /* collector: CLOCK_MONOTONIC when its end was noticed */
     _Atomic uint64_t stack_turn; /* collector: changes when `asked` may be filled anew */
-    unsigned char gap_1[168];
+    _Atomic uint64_t stack_wanted; /* collector: ticket: leave stacks when it is safe; 0: no more */
+    unsigned char gap_1[160];
 };
 _Static_assert(sizeof(struct shmrec_entry) == 512, "shmrec_entry");
 _Static_assert(offsetof(struct shmrec_entry, incarnation) == 0, "shmrec_entry.incarnation");
@@ -168,10 +170,12 @@ _Static_assert(offsetof(struct shmrec_entry, stack_signal) == 184, "shmrec_entry
 _Static_assert(offsetof(struct shmrec_entry, writing) == 192, "shmrec_entry.writing");
 _Static_assert(offsetof(struct shmrec_entry, opening) == 200, "shmrec_entry.opening");
 _Static_assert(offsetof(struct shmrec_entry, closed_generation) == 208, "shmrec_entry.closed_generation");
+_Static_assert(offsetof(struct shmrec_entry, stack_answered) == 216, "shmrec_entry.stack_answered");
 _Static_assert(offsetof(struct shmrec_entry, losses) == 256, "shmrec_entry.losses");
 _Static_assert(offsetof(struct shmrec_entry, settled) == 320, "shmrec_entry.settled");
 _Static_assert(offsetof(struct shmrec_entry, ended_ns) == 328, "shmrec_entry.ended_ns");
 _Static_assert(offsetof(struct shmrec_entry, stack_turn) == 336, "shmrec_entry.stack_turn");
+_Static_assert(offsetof(struct shmrec_entry, stack_wanted) == 344, "shmrec_entry.stack_wanted");
 
 /* slot: 64 bytes. */
 struct shmrec_slot {

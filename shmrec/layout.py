@@ -276,10 +276,14 @@ ENTRY: Final = Table(
         Row("writing", 192, 8, "producer", "odd inside the critical section"),
         Row("opening", 200, 8, "producer", "number of the newest batch, published first"),
         Row("closed_generation", 208, 8, "producer", "no event of this or older will follow"),
+        Row("stack_answered", 216, 8, "producer", "ticket of `stack_wanted` that was answered"),
         Row("losses", 256, 8 * 8, "producer", "one word per row of LOSSES"),
         Row("settled", 320, 8, "collector", "incarnation whose end has been dealt with"),
         Row("ended_ns", 328, 8, "collector", "CLOCK_MONOTONIC when its end was noticed"),
         Row("stack_turn", 336, 8, "collector", "changes when `asked` may be filled anew"),
+        Row(
+            "stack_wanted", 344, 8, "collector", "ticket: leave stacks when it is safe; 0: no more"
+        ),
     ),
 )
 
@@ -300,6 +304,8 @@ class StackFlag:
     """At ``stack_signal``, those of all its threads."""
     FATAL: Final = 2
     """The same at a fatal signal."""
+    POLITE: Final = 8
+    """It has a handler in Python too, which leaves them when its main thread comes to it."""
     APPLICATION: Final = 4
     """At a fatal signal they go where the application's own faulthandler writes."""
 

@@ -39,7 +39,7 @@ _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
 )
 _SCANNED: Final = (_GENERATION, _START, _COMMITTED, _FIRST, _FLAGS)
 _IMPLAUSIBLE: Final = 1 << 62
-_ALL_STACKS: Final = StackFlag.ASKED | StackFlag.FATAL | StackFlag.APPLICATION
+_ALL_STACKS: Final = StackFlag.ASKED | StackFlag.FATAL | StackFlag.APPLICATION | StackFlag.POLITE
 
 
 @dataclass(slots=True)

@@ -8,10 +8,12 @@ Invariants:
   that this process catches it, for it would end any other, and has its memory open, as whoever
   leaves stacks does: the words that name the process are anybody's who records, the signal would
   come from a collector that may have more rights, and to some it is an order.
-- It goes to a thread that is running, if one is: of Python's threads that is the one that holds
-  the GIL, and while it writes the others do not change what it reads. Sent to the process it
-  would interrupt the main thread, beside which the others run on: among busy threads, one dump in
-  ten then crashes the interpreter.
+- A process that has a handler in Python for it is asked politely first: see `stacks`. Of one that
+  does not come to that the stacks are taken at once.
+- Then the signal goes to a thread that is running, if one is: of Python's threads that is the one
+  that holds the GIL, and while it writes the others do not change what it reads. Sent to the
+  process it would interrupt the main thread, beside which the others run on: among busy threads,
+  one dump in ten then crashes the interpreter.
 - The words and texts in an area are its producer's, and may be anything: they are bounded here.
 - `asked` is cleared, and ``stack_turn`` changed, after each dump was read: the producer goes on
   at the beginning when it next opens a batch, and until then behind what it wrote last.
@@ -20,6 +22,7 @@ Invariants:
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,18 +35,24 @@ from shmrec.manifest import Stack
 from shmrec.process import Signals, signal_bit
 from shmrec.ring import Entry
 from shmrec.segment import PLAUSIBLE, Segment
+from shmrec.stacks import LEAVING, polite_signal
 
 __all__ = ["Asking", "fatal_stack", "take_stacks"]
 
 FATAL: Final = "fatal"
 ASKED: Final = "asked"
 DEADLINE_SECONDS: Final = 0.5
+POLITE_SECONDS: Final = 0.15
+"""For that long a process may come to its handler; other threads keep it from the GIL meanwhile."""
 _POLL_FIRST_SECONDS: Final = 0.0005
 _POLL_LAST_SECONDS: Final = 0.01
 _TASKS_LIMIT: Final = 2048
 _RUNNERS_LIMIT: Final = 256
 _HIGH: Final = 200
 """Where producers have their descriptors, see `stacks`."""
+
+
+_LEAVING: Final = re.compile(rf'^  File "[^"\n]*", line [0-9]+ in {LEAVING}\n', re.M)
 
 
 @dataclass(frozen=True)
@@ -104,15 +113,17 @@ class _Dump:
         self._segment = segment
         self._entry = asking.entry
         self._pidfd = asking.pidfd
+        self._at = segment.geometry.entry(asking.entry.index)
         self._blocked: set[int] = set()
         self._quiet = False
+        self._ticket = 0
+        self._polite_until = 0.0
         self._task = 0
         self._asked_ns = 0
         self.stacks: list[Stack] = []
 
     def ask(self) -> bool:
         """Send the signal, or note why not; whether it was sent."""
-        entry = self._entry
         why = self._obstacle()
         if why:
             self.note(why)
@@ -122,6 +133,45 @@ class _Dump:
             # Of a request that it was too slow for, or stopped: it had the signal all the same.
             note = "written after an earlier request had been given up"
             self.stacks.append(Stack(ASKED, time.monotonic_ns(), late, cut, note, self._named()))
+        return self._ask_politely() or self._insist()
+
+    def _ask_politely(self) -> bool:
+        """Ask for the stacks as soon as they can be had safely; whether that could be asked."""
+        entry = self._entry
+        number = polite_signal(entry.stack_signal)
+        if not entry.stacks & StackFlag.POLITE:
+            return False
+        self._asked_ns = self._ticket = time.monotonic_ns()
+        self._word("stack_wanted", self._ticket)
+        masks = process.signals(entry.pid)
+        # One that is pending already has not been come to for a while.
+        if masks.caught & signal_bit(number) and not masks.pending & signal_bit(number):
+            try:
+                self._send(number)
+            except OSError:
+                pass
+            else:
+                self._polite_until = time.monotonic() + POLITE_SECONDS
+                return True
+        self._give_up_politeness()
+        return False
+
+    def _give_up_politeness(self) -> None:
+        self._ticket = 0
+        self._word("stack_wanted", 0)
+
+    def _answered(self) -> bool:
+        return self._read_word("stack_answered") == self._ticket
+
+    def _word(self, name: str, value: int) -> None:
+        self._segment.words[ENTRY.word(name, self._at)] = value
+
+    def _read_word(self, name: str) -> int:
+        return self._segment.words[ENTRY.word(name, self._at)]
+
+    def _insist(self) -> bool:
+        """Have them written at once, or note why not; whether the signal was sent."""
+        entry = self._entry
         # Threads that never take signals are no sign of a dump under way.
         self._blocked = set(self._blocking())
         self._asked_ns = time.monotonic_ns()
@@ -135,17 +185,17 @@ class _Dump:
             return False
         try:
             if not self._send_to_runner():
-                self._send()
+                self._send(entry.stack_signal)
         except OSError as error:
             self.note(f"it could not be asked: {error.strerror}")
             return False
         return True
 
-    def _send(self) -> None:
+    def _send(self, number: int) -> None:
         if self._pidfd >= 0:
-            signal.pidfd_send_signal(self._pidfd, self._entry.stack_signal)
+            signal.pidfd_send_signal(self._pidfd, number)
         else:
-            os.kill(self._entry.pid, self._entry.stack_signal)
+            os.kill(self._entry.pid, number)
 
     def _send_to_runner(self) -> bool:
         """Send it to the thread that most likely holds the GIL, if one seems to."""
@@ -198,12 +248,23 @@ class _Dump:
     def finish(self, deadline: float) -> bool:
         """Take the text if it is all there, or, when it is late, what is; whether that was it."""
         late = time.monotonic() > deadline
+        if self._ticket and not self._answered():
+            begun = bool(_text(self._segment, self._entry.index, ASKED)[0])
+            if not late and (begun or time.monotonic() < self._polite_until):
+                return False
+            self._give_up_politeness()
+            return self._end(done=False) if late else not self._insist()
+        if self._ticket:
+            self._give_up_politeness()
+            return self._end(done=True)
         # Once is not enough: for an instant the signal has been taken and is not blocked yet.
         # When it is late, what the last look found will do: looking at many threads takes time.
         quiet = self._quiet if late else self._done()
         done, self._quiet = quiet and (late or self._quiet), quiet
-        if not done and not late:
-            return False
+        return (done or late) and self._end(done=done)
+
+    def _end(self, *, done: bool) -> bool:
+        """Take what was written, `done` if that is all."""
         text, cut = self._take()
         if text:
             note = "" if done else "it was not finished in time"
@@ -259,6 +320,8 @@ def _text(segment: Segment, index: int, part: str) -> tuple[str, bool]:
     text = raw.strip(b"\0")
     # faulthandler writes ASCII, whatever names are made of.
     shown = text.decode("ascii", "replace")
+    # Nor does it matter that one was answering politely.
+    shown = _LEAVING.sub("", shown)
     return shown, bool(text) and (full or not text.endswith(b"\n"))
 
 

@@ -5,6 +5,10 @@ area's address: at a fatal signal into `fatal`, and at a real-time signal, which
 sends to a process under suspicion, into `asked`. Each part ends at a guard page, so that a dump
 that is too long is cut and touches nothing else.
 
+There are two such signals. The first is polite: a handler in Python, which the main thread runs
+with the GIL, so that no other thread changes what is read. Only who does not come to that gets the
+second, at which faulthandler writes at once.
+
 Invariants:
 
 - Nothing is dumped while all is well: reading the stacks of running threads has crashed
@@ -42,7 +46,16 @@ from shmrec.layout import ENTRY, STACK, STACK_SIZE, STACK_THREADS, StackFlag
 from shmrec.process import signal_bit, signals, tasks
 from shmrec.segment import Segment
 
-__all__ = ["DEFAULT_SIGNAL", "ENVIRONMENT", "after_fork", "arm", "disarm", "renew", "stack_signal"]
+__all__ = [
+    "DEFAULT_SIGNAL",
+    "ENVIRONMENT",
+    "after_fork",
+    "arm",
+    "disarm",
+    "polite_signal",
+    "renew",
+    "stack_signal",
+]
 
 ENVIRONMENT: Final = "SHMREC_SIGNAL"
 DEFAULT_SIGNAL: Final = signal.SIGRTMAX - 7
@@ -118,6 +131,11 @@ def stack_signal(environ: Mapping[str, str] = os.environ) -> int:
     return number if signal.SIGRTMIN <= number <= signal.SIGRTMAX else 0
 
 
+def polite_signal(number: int) -> int:
+    """The other signal, at which stacks are left as soon as that is safe."""
+    return number + 1 if number < signal.SIGRTMAX else number - 1
+
+
 def arm(segment: Segment, index: int, engine: _Rewound) -> None:
     """Have this process's stacks written into the area of ring `index`, which it owns.
 
@@ -145,7 +163,7 @@ def arm(segment: Segment, index: int, engine: _Rewound) -> None:
             return
         _place = _Place(segment, index, mapped)
         _name_threads()
-        flags = _listen() | _guard_fatal()
+        flags = _listen() | _listen_politely() | _guard_fatal()
         engine.rewinds(_descriptors["asked"].number, mapped["asked"])
         words[ENTRY.word("stack_signal", entry)] = _signal
         words[ENTRY.word("stacks", entry)] = flags
@@ -269,6 +287,40 @@ def _listen() -> int:
     # which the collector sees when they are.
     faulthandler.register(_signal, file=_file("asked"), all_threads=True, chain=False)
     return StackFlag.ASKED
+
+
+def _listen_politely() -> int:
+    """Leave stacks at the other signal, with the GIL; only the main thread can see to that."""
+    if not _holds("asked"):
+        return 0
+    number = polite_signal(_signal)
+    try:
+        if signal.getsignal(number) is not _leave_stacks:
+            masks = signals(os.getpid())
+            if (masks.caught | masks.blocked) & signal_bit(number):
+                return 0
+            signal.signal(number, _leave_stacks)
+    except ValueError:
+        return 0
+    return StackFlag.POLITE
+
+
+def _leave_stacks(number: int, frame: object) -> None:
+    """The handler in Python: writes them if they are still wanted."""
+    place, known = _place, _descriptors.get("asked")
+    if place is None or known is None or _pid != os.getpid():
+        return
+    with contextlib.suppress(ValueError, OSError, RuntimeError):
+        entry = place.segment.geometry.entry(place.ring)
+        words = place.segment.words
+        wanted = words[ENTRY.word("stack_wanted", entry)]
+        if wanted and _still_ours("asked"):
+            faulthandler.dump_traceback(known.number, all_threads=True)
+            words[ENTRY.word("stack_answered", entry)] = wanted
+
+
+LEAVING: Final = _leave_stacks.__name__
+"""The function that is the newest call of the main thread where stacks were left politely."""
 
 
 def _guard_fatal() -> int:

@@ -20,13 +20,14 @@ from shmrec.layout import ENTRY, STACK, Geometry, StackFlag
 from shmrec.manifest import Stack
 from shmrec.ring import Entry, RingReader
 from shmrec.segment import Segment
-from shmrec.stack_area import Asking, fatal_stack, take_stacks
-from shmrec.stacks import stack_signal
+from shmrec.stack_area import POLITE_SECONDS, Asking, fatal_stack, take_stacks
+from shmrec.stacks import polite_signal, stack_signal
 
 from .arena import Arena
 from .conftest import Script, end_recording, wait_until
 
-ALL = StackFlag.ASKED | StackFlag.FATAL
+WHEN_ASKED = StackFlag.ASKED | StackFlag.POLITE
+ALL = WHEN_ASKED | StackFlag.FATAL
 JOIN = """
 import faulthandler, os, re, signal, sys, threading, time
 import shmrec
@@ -221,8 +222,9 @@ def test_a_process_that_keeps_the_signal_blocked_is_given_up(memory: Segment, st
         blocks + STAY + "signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())" + STAY
     )
     deaf.line()
-    (stack,) = asked(memory, deaf.pid, deadline_seconds=0.05)
-    assert (stack.text, stack.note) == ("", "it did not answer in time")
+    for seconds in (0.05, 2 * POLITE_SECONDS):
+        (stack,) = asked(memory, deaf.pid, deadline_seconds=seconds)
+        assert (stack.text, stack.note) == ("", "it did not answer in time")
     deaf.say()
     deaf.line()
     # Its answer came after all; it is not taken for the next one.
@@ -233,9 +235,42 @@ def test_a_process_that_keeps_the_signal_blocked_is_given_up(memory: Segment, st
     assert stack.note == ""
 
 
+def test_a_process_that_can_is_asked_politely(memory: Segment, start: Start) -> None:
+    # While its handler writes, with the GIL, the busy threads stand still.
+    busy = start(
+        "join()\ndef beside():\n    while True: pass\n"
+        "for _ in range(3): threading.Thread(target=beside, daemon=True).start()\n"
+        "def waiting():\n    say('in')\n    sys.stdin.readline()\nwaiting()" + STAY
+    )
+    busy.line()
+    at = memory.geometry.entry(entry_of(memory, busy.pid).index)
+    answered = ENTRY.word("stack_answered", at)
+    for _ in range(20):
+        before = memory.words[answered]
+        stack = ask(memory, busy.pid)
+        if memory.words[answered] == before:
+            continue  # On a loaded machine it may not have come to it in time.
+        newest = stack.text.partition("Current thread ")[2].splitlines()[1]
+        assert newest.endswith((' in waiting', ' in say'))
+        assert stack.text.count(" in beside\n") == 3
+        assert memory.words[ENTRY.word("stack_wanted", at)] == 0
+        break
+    else:
+        pytest.fail("it never answered")
+    assert "_leave_stacks" not in stack.text
+    # One that comes late is not wanted any more.
+    memory.bump("generation")
+    busy.kill(polite_signal(stack_signal()))
+    busy.say()
+    busy.line()
+    assert area(memory, entry_of(memory, busy.pid).index)[STACK["asked"] :].strip(b"\0") == b""
+
+
 def test_it_is_written_by_the_thread_that_runs(memory: Segment, start: Start) -> None:
     # Any other would read what that one is changing.
     busy = start(
+        # The application has the polite signal.
+        f"signal.signal({polite_signal(stack_signal())}, lambda *_: None)\n"
         "join()\ndef beside():\n    say('in')\n    while True: pass\n"
         "threading.Thread(target=beside, daemon=True).start()\nsys.stdin.readline()"
     )
@@ -435,7 +470,7 @@ def test_an_application_that_has_faulthandler_keeps_it(memory: Segment, start: S
         theirs = f"os.open('/proc/{os.getpid()}/fd/{own.fileno()}', os.O_WRONLY)"
         before = start(f"faulthandler.enable({theirs})\njoin()" + STAY)
         before.line()
-        assert entry_of(memory, before.pid).stacks == StackFlag.ASKED | StackFlag.APPLICATION
+        assert entry_of(memory, before.pid).stacks == WHEN_ASKED | StackFlag.APPLICATION
         before.kill(signal.SIGSEGV)
         before.wait()
         own.seek(0)
@@ -451,7 +486,7 @@ def test_an_application_that_takes_it_later_gets_it(memory: Segment, start: Star
             "sys.stdin.readline()\nshmrec.detach()\nsay(faulthandler.is_enabled())" + STAY
         )
         later.line()
-        assert entry_of(memory, later.pid).stacks == StackFlag.ASKED | StackFlag.APPLICATION
+        assert entry_of(memory, later.pid).stacks == WHEN_ASKED | StackFlag.APPLICATION
         later.say()
         # It is not ours to disable either.
         assert [later.line(), later.line()] == ["True", "in"]
@@ -470,7 +505,7 @@ def test_what_it_imported_before_us_counts_too(memory: Segment, start: Start, ca
     )
     kept.line()
     theirs = call.startswith("enable")
-    expected = StackFlag.ASKED | (StackFlag.APPLICATION if theirs else 0)
+    expected = WHEN_ASKED | (StackFlag.APPLICATION if theirs else 0)
     assert entry_of(memory, kept.pid).stacks == expected
     kept.say()
     assert kept.line() == str(theirs)
@@ -642,7 +677,8 @@ def test_a_child_forked_while_another_thread_arms_can_have_its_own(
     assert ask(memory, child).text
     forked.say()
     forked.line()
-    assert entry_of(memory, forked.pid).stacks == ALL
+    # Only the main thread can have a handler in Python.
+    assert entry_of(memory, forked.pid).stacks == ALL & ~StackFlag.POLITE
 
 
 # Parts.
