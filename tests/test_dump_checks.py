@@ -20,6 +20,7 @@ from shmrec.commands import checks
 from shmrec.commands.checks import Check
 
 STATUS = """Name:\tdoctor
+SigPnd:\t0000000000000000
 ShdPnd:\t0000000000000000
 SigBlk:\t{blocked:016x}
 SigIgn:\t{ignored:016x}

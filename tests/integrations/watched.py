@@ -56,8 +56,13 @@ class Watched:
         ]
 
     def workers(self) -> list[int]:
-        """The workers that are up: before they catch signals, one that stops them is lost."""
-        return [pid for pid in self.attached(WORKER) if catches(pid, signal.SIGABRT)]
+        """The workers that are up: a signal that meets one which still has its master's handlers,
+        as shows in SIGCHLD, is lost."""
+        return [
+            pid
+            for pid in self.attached(WORKER)
+            if catches(pid, signal.SIGABRT) and not catches(pid, signal.SIGCHLD)
+        ]
 
     def inside(self) -> int:
         """The one worker that has an open request."""
