@@ -161,7 +161,7 @@ class Unfinished:
             refused = getattr(error, "errno", errno.EOPNOTSUPP)
             if refused not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
                 raise
-        name = f"{HIDDEN_PREFIX}{os.getpid()}-{time.monotonic_ns()}.partial"
+        name = _partial_name()
         flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         fd = os.open(name, flags, 0o600, dir_fd=self._folder)
         self._hidden = self._directory / name
@@ -186,6 +186,33 @@ class Unfinished:
                 "are untouched"
             ) from error
         raise SnapshotWriteError(f"every name for a snapshot in {self._directory} is taken")
+
+    @property
+    def readable(self) -> Path:
+        """Where this process can read what has been written, before it has a name."""
+        if self._hidden is not None:
+            return self._hidden
+        return Path(f"/proc/self/fd/{self.file.fileno()}")
+
+    def replace(self, name: str, old: os.stat_result) -> None:
+        """Sync, and take the place of the file of that name, which `old` is.
+
+        Its owner and times are kept, for a snapshot's age is that of its file; not its mode.
+        Raises OSError.
+        """
+        fd = self.file.fileno()
+        if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(fd, old.st_uid, old.st_gid)
+        os.fchmod(fd, 0o600)
+        os.utime(fd, ns=(old.st_atime_ns, old.st_mtime_ns))
+        os.fsync(fd)
+        if self._hidden is None:
+            hidden = _partial_name()
+            self._link(fd, hidden)
+            self._hidden = self._directory / hidden
+        os.rename(self._hidden.name, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        self._hidden = None
+        os.fsync(self._folder)
 
     def _link(self, fd: int, name: str) -> None:
         if self._hidden is None:
@@ -223,6 +250,29 @@ def file_names(recording: str, reason: str, wall_ns: int, *, first: bool = False
     while True:
         n += 1
         yield f"{recording}-{when}-{slug(reason)}{mark}-{n}{SUFFIX}"
+
+
+def _partial_name() -> str:
+    """A name for a file that is not whole, or has not its name, yet; `sweep` knows its writer."""
+    return f"{HIDDEN_PREFIX}{os.getpid()}-{time.monotonic_ns()}.partial"
+
+
+def check_free(output: Path) -> None:
+    """Raise `SnapshotWriteError` unless a new file can be called that."""
+    if os.path.lexists(output):
+        raise _taken(output)
+    if not output.parent.is_dir():
+        raise SnapshotWriteError(f"cannot write {output}: there is no directory {output.parent}")
+
+
+def only_name(output: Path) -> Iterator[str]:
+    """A name that somebody chose, for `Unfinished.publish`: there is no other."""
+    yield output.name
+    raise _taken(output)
+
+
+def _taken(output: Path) -> SnapshotWriteError:
+    return SnapshotWriteError(f"{output} exists: name another file, none is ever replaced")
 
 
 def hidden_names() -> Iterator[str]:

@@ -58,6 +58,7 @@ ONCE = {
     "test_native_memory",
     "test_packaging",
     "test_requests",
+    "test_scrubbing",
     "test_segment",
     "test_stack_text",
     "test_stillness",

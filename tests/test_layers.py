@@ -23,7 +23,7 @@ LEVELS = (
     ("writer", "ring", "ending", "requests", "store", "facts", "counters", "stillness"),
     ("_engine", "words"),
     ("claim", "snapshot_file", "live", "generation", "stack_area", "tracing", "lookout"),
-    ("recorder", "deaths", "capture", "launch", "survey", "comparison"),
+    ("recorder", "deaths", "capture", "launch", "survey", "comparison", "scrubbing"),
     ("takeover", "flight", "findings", "roster", "incidents"),
     ("alarms", "verdict"),
     ("collector", "culprits"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +12,6 @@ import click
 
 from shmrec import requests, store
 from shmrec.commands.parameters import open_recording, recording_arguments
-from shmrec.errors import SnapshotWriteError
 from shmrec.layout import REASON_BYTES, Stacks, Verb
 from shmrec.wakeup import open_wakeup
 
@@ -71,7 +69,7 @@ def command(
     if piped and sys.stdout.isatty():
         raise click.UsageError("a snapshot is no text: send standard output to a file")
     if output is not None and not piped:
-        _check_free(output)
+        store.check_free(output)
     with open_recording(name, path, writable=True) as segment:
         verb = Verb.SNAPSHOT if output is None else Verb.TRANSFER
         taken = requests.ask(
@@ -88,7 +86,7 @@ def command(
         folder = output.parent.resolve()
         with store.Unfinished(folder) as unfinished:
             shutil.copyfileobj(source, unfinished.file)
-            unfinished.publish(_only(output))
+            unfinished.publish(store.only_name(output))
     click.echo(os.fsencode(output))
 
 
@@ -103,19 +101,3 @@ def _to_wish(value: str | None) -> tuple[int, int]:
             f"{value!r} is no process: write --stacks=PID, or --stacks for all"
         )
     return Stacks.ONE, int(value)
-
-
-def _check_free(output: Path) -> None:
-    if os.path.lexists(output):
-        raise _taken(output)
-    if not output.parent.is_dir():
-        raise SnapshotWriteError(f"cannot write {output}: there is no directory {output.parent}")
-
-
-def _only(output: Path) -> Iterator[str]:
-    yield output.name
-    raise _taken(output)
-
-
-def _taken(output: Path) -> SnapshotWriteError:
-    return SnapshotWriteError(f"{output} exists: name another file, none is ever replaced")
