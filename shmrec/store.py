@@ -55,6 +55,8 @@ _AUTOMATIC: Final = tuple(kind.replace("_", "-") for kind in TRIGGERS if kind !=
 """What the reasons of snapshots that nobody asked for start with."""
 _TRANSFER: Final = re.compile(r"\.shmrec-[0-9a-f]{16}\.transfer\Z")
 _BLOCK: Final = 512
+_OTHERS: Final = stat_module.S_IRWXG | stat_module.S_IRWXO
+_WRITABLE_BY_OTHERS: Final = stat_module.S_IWGRP | stat_module.S_IWOTH
 _ABANDONED_SECONDS: Final = 600.0
 
 
@@ -97,22 +99,75 @@ def default_directory() -> Path:
     return base / "shmrec"
 
 
-def prepare(directory: Path) -> None:
-    """Make the directory, 0700, or check that it is ours; `WrongOwnerError` if it is not."""
+def prepare(directory: Path) -> str:
+    """Make the directory, 0700 whatever the umask, or check that only we may write there.
+
+    What is missing above it is made like it. Returns what is to be said of it: "" if nothing is.
+    Raises `WrongOwnerError` for a link and what `objection` says, `SnapshotWriteError` if it
+    cannot be made.
+    """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(directory)
         found = os.stat(directory, follow_symlinks=False)
     except OSError as error:
         raise SnapshotWriteError(
             f"cannot make the snapshot directory {directory}: {error.strerror}"
         ) from error
+    wrong = objection(directory, found)
+    if wrong:
+        raise WrongOwnerError(wrong)
+    if not stat_module.S_ISDIR(found.st_mode):
+        raise SnapshotWriteError(
+            f"{directory} is not a directory: choose another with --dir or SHMREC_DIR"
+        )
+    return exposure(directory, found)
+
+
+def _make(directory: Path) -> None:
+    missing = []
+    while not os.path.lexists(directory):
+        missing.append(directory)
+        directory = directory.parent
+    # With a mode alone it is the umask's to say what is made; a chmod afterwards could be of
+    # something else.
+    before = os.umask(0o077) if missing else None
+    try:
+        for each in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(each, 0o700)
+    finally:
+        if before is not None:
+            os.umask(before)
+
+
+def objection(directory: Path, found: os.stat_result) -> str:
+    """Why snapshots are not written there, or "": `found` without following a link.
+
+    Who may write in a directory may remove what is in it, and put something else there.
+    """
     if stat_module.S_ISLNK(found.st_mode):
-        raise WrongOwnerError(f"{directory} is a symbolic link: name the directory itself")
+        return f"{directory} is a symbolic link: name the directory itself"
     if found.st_uid != os.geteuid():
-        raise WrongOwnerError(
+        return (
             f"snapshot directory {directory} belongs to user {found.st_uid}, not {os.geteuid()}: "
             "choose another with --dir or SHMREC_DIR"
         )
+    if stat_module.S_ISDIR(found.st_mode) and found.st_mode & _WRITABLE_BY_OTHERS:
+        return (
+            f"others may write in snapshot directory {directory} (mode "
+            f"{stat_module.S_IMODE(found.st_mode):o}): chmod 700, or choose a directory in it"
+        )
+    return ""
+
+
+def exposure(directory: Path, found: os.stat_result) -> str:
+    """What others see of a directory of ours, or ""."""
+    if not found.st_mode & _OTHERS:
+        return ""
+    return (
+        f"{directory} is open to other users (mode {stat_module.S_IMODE(found.st_mode):o}): they "
+        "see which snapshots there are, though none may be read: chmod 700"
+    )
 
 
 def slug(reason: str) -> str:
@@ -290,9 +345,23 @@ def take_transfer(path: Path, directory: Path | None = None) -> IO[bytes]:
     elsewhere = directory is not None and path.parent != directory.absolute()
     if _TRANSFER.match(path.name) is None or not path.is_absolute() or elsewhere:
         raise SnapshotWriteError(f"{str(path)[:200]!r} is not a snapshot that was handed over")
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+    # A pipe of that name must keep nobody waiting.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    file = os.fdopen(os.open(path, flags), "rb")
+    found = os.fstat(file.fileno())
+    if not stat_module.S_ISREG(found.st_mode) or (found.st_uid, found.st_nlink) != (
+        os.geteuid(),
+        1,
+    ):
+        file.close()
+        raise SnapshotWriteError(f"{str(path)[:200]!r} is another's: not taken for a snapshot")
     os.unlink(path)
     return file
+
+
+def is_name(name: str) -> bool:
+    """Whether a snapshot may be called that."""
+    return _NAME.match(name) is not None and name.endswith(SUFFIX)
 
 
 def raw_names(recording: str, wall_ns: int) -> Iterator[str]:

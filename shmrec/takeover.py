@@ -77,7 +77,9 @@ def establish(settings: Settings) -> Segment:
     """
     naming.check_name(settings.name)
     geometry = Geometry.of(settings.size, settings.producers)
-    store.prepare(settings.directory)
+    exposed = store.prepare(settings.directory)
+    if exposed:
+        settings.log(exposed)
     store.sweep(settings.directory)
     for _ in range(_ATTEMPTS):
         try:

@@ -321,7 +321,7 @@ def test_every_batch_has_the_same_events_but_for_the_values(
 
 
 def test_a_producer_that_is_told_of_twice_is_written_once(tmp_path: Path) -> None:
-    twice = (Producer(index=0, pid=7), [])
+    twice: tuple[Producer, list[Batch]] = (Producer(index=0, pid=7), [])
     file = write_file(tmp_path / "a", HEADER, [twice, (twice[0], [batch(*happenings())])])
     scrub(file, Rules())
     found = read(file)

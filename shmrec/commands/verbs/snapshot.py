@@ -12,6 +12,8 @@ import click
 
 from shmrec import requests, store
 from shmrec.commands.parameters import open_recording, recording_arguments
+from shmrec.commands.terminal import print_path
+from shmrec.errors import CollectorError
 from shmrec.layout import REASON_BYTES, Stacks, Verb
 from shmrec.wakeup import open_wakeup
 
@@ -76,7 +78,7 @@ def command(
             segment, open_wakeup(segment), verb, reason=reason, argument=stacks, timeout=timeout
         )
     if output is None:
-        click.echo(os.fsencode(taken))
+        print_path(_checked(taken))
         return
     with store.take_transfer(Path(taken)) as source:
         if piped:
@@ -87,7 +89,14 @@ def command(
         with store.Unfinished(folder) as unfinished:
             shutil.copyfileobj(source, unfinished.file)
             unfinished.publish(store.only_name(output))
-    click.echo(os.fsencode(output))
+    print_path(output)
+
+
+def _checked(answer: str) -> str:
+    """The path of a snapshot that the collector answered, in memory that others write too."""
+    if not os.path.isabs(answer) or not store.is_name(os.path.basename(answer)):
+        raise CollectorError(f"the collector answered {answer[:200]!r}: no path of a snapshot")
+    return answer
 
 
 def _to_wish(value: str | None) -> tuple[int, int]:
