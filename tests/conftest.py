@@ -59,6 +59,7 @@ ONCE = {
     "test_packaging",
     "test_requests",
     "test_scrubbing",
+    "test_security",
     "test_segment",
     "test_stack_text",
     "test_stillness",
