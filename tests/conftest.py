@@ -50,6 +50,7 @@ ONCE = {
     "test_generation",
     "test_gunicorn_words",
     "test_kills",
+    "test_hostile_text",
     "test_incidents",
     "test_layers",
     "test_lookout",

@@ -22,7 +22,11 @@ from shmrec.errors import ShmrecError
 __all__ = ["print_path", "run"]
 
 _INTERRUPTED = 128 + signal.SIGINT
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\N{ARABIC LETTER MARK}\N{LEFT-TO-RIGHT MARK}\N{RIGHT-TO-LEFT MARK}"
+    "\N{LINE SEPARATOR}-\N{RIGHT-TO-LEFT OVERRIDE}"
+    "\N{LEFT-TO-RIGHT ISOLATE}-\N{POP DIRECTIONAL ISOLATE}]"
+)
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
@@ -39,7 +43,8 @@ def run(command: click.Command, name: str) -> None:
 def print_path(path: str | Path) -> None:
     """A path as the tool's answer: on a terminal as a text, elsewhere for programs to take.
 
-    Those get its very bytes, but for control characters, which are in no path that means well.
+    Those get its very bytes, but for controls of terminals, lines and directions, which are in
+    no path that means well.
     """
     if sys.stdout.isatty():
         click.echo(safe(path))
