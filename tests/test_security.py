@@ -26,14 +26,16 @@ from shmrec.capture import Order
 from shmrec.collector import Collector
 from shmrec.errors import RecordingNameError, SegmentError, SnapshotWriteError, WrongOwnerError
 from shmrec.layout import ENTRY, EntryState, Geometry, StackFlag
+from shmrec.manifest import Header
 from shmrec.ring import RingReader
+from shmrec.scrubbing import Rules, scrub
 from shmrec.segment import Segment, create, open_segment
 from shmrec.snapshot_file import read
 from shmrec.stack_area import Asking, take_stacks
 from shmrec.takeover import Settings, establish
 
 from .conftest import Script
-from .dumping import dump, dump_json, failure
+from .dumping import dump, dump_json, failure, write_file
 from .recordings import unserved
 
 NOBODY = 65534
@@ -42,15 +44,23 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another
 
 
 def as_nobody(action: Callable[[], Any]) -> Any:
-    """What the action returns to an unprivileged user, in a process of its own; or raises."""
+    """What the action returns to an unprivileged user, in a process of its own; or raises.
+
+    Nobody may not be able to read any file of this installation: all it needs is imported.
+    """
+    return apart(action, NOBODY)
+
+
+def apart(action: Callable[[], Any], user: int | None = None) -> Any:
+    """What the action returns, or raises, in a process of its own."""
     into, out = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            if os.geteuid() == 0:
+            if user is not None and os.geteuid() == 0:
                 os.setgroups([])
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
+                os.setgid(user)
+                os.setuid(user)
             told: tuple[Any, Exception | None]
             try:
                 told = action(), None
@@ -140,6 +150,24 @@ def test_making_a_directory_leaves_the_umask_as_it_was(tmp_path: Path) -> None:
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
+
+
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_so_is_what_a_recorder_and_its_collector_make(
+    swept: str, tmp_path: Path, umask: int
+) -> None:
+    directory = tmp_path / "snapshots"
+
+    def record() -> dict[str, int]:
+        os.umask(umask)
+        flight = FlightRecorder(swept, directory=directory)
+        with flight:
+            taken = flight.snapshot("asked")
+            places = [taken, directory, segment_path(swept), semaphore_path(swept)]
+            return {str(path): mode(path) for path in places}
+
+    found = list(apart(record).values())
+    assert [f"{each:o}" for each in found] == ["600", "700", "600", "600"]
 
 
 # The segment.
@@ -391,6 +419,21 @@ def test_a_name_of_a_snapshot_that_is_taken_by_a_link_is_left(tmp_path: Path) ->
     with store.Unfinished(tmp_path) as unfinished, pytest.raises(SnapshotWriteError, match="taken"):
         unfinished.publish(iter([link.name]))
     assert not (tmp_path / "elsewhere").exists()
+
+
+@as_root
+def test_a_scrubbed_file_stays_its_owners(theirs: Path) -> None:
+    header = Header(recording="web", reason="asked")
+    file = write_file(theirs / "a.shmrec", header, [])
+    file.chmod(0o644)
+    with pytest.raises(WrongOwnerError, match=f"{file} belongs to user 0, not 65534: .* -o"):
+        as_nobody(partial(scrub, file, Rules()))
+    as_nobody(partial(scrub, file, Rules(), theirs / "b.shmrec"))
+    copy = theirs / "b.shmrec"
+    assert (copy.stat().st_uid, mode(copy)) == (NOBODY, 0o600)
+    scrub(copy, Rules())
+    assert (copy.stat().st_uid, mode(copy)) == (NOBODY, 0o600)
+    assert sorted(theirs.iterdir()) == [file, copy]
 
 
 # What is handed over through shared memory.
