@@ -22,10 +22,8 @@ from __future__ import annotations
 import os
 import stat as stat_module
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,38 +35,15 @@ from shmrec.decoder import MALFORMED, decode
 from shmrec.errors import DamagedFileError, SnapshotWriteError, WrongOwnerError
 from shmrec.events import COUNTER, KINDS, NAME
 from shmrec.manifest import Header, Producer
+from shmrec.redaction import MARK, Patterns, Rules, Values, argument_name
 from shmrec.ring import Batch
 from shmrec.snapshot_file import FileWriter, Snapshot, read
 
-__all__ = ["DEFAULT_PATTERNS", "MARK", "Rules", "Scrubbed", "scrub"]
-
-DEFAULT_PATTERNS: Final = (
-    "path",
-    "query",
-    "remote_addr",
-    "header:*",
-    "message",
-    "said",
-    "reason",
-    "*password*",
-    "*secret*",
-    "*token*",
-    "*cookie*",
-    "*authorization*",
-    "*api_key*",
-)
-"""What integrations record of people and their requests, and what is secret by its name.
-
-`said` is what an event loop says of a failure; `reason` is also that of the snapshot."""
-
-MARK: Final = "[scrubbed]"
-"""What stands where a text was."""
+__all__ = ["Scrubbed", "scrub"]
 
 _REASON: Final = "reason"
 _VALUE: Final = "value"
 """What a counter's value is called."""
-_DEPTH: Final = 32
-"""Containers inside each other that are looked into; what is deeper is removed."""
 _NOTES: Final = 20
 _NOTE_LENGTH: Final = 200
 _PAYLOAD: Final = layout.SLOT_SIZE - layout.SLOT.size
@@ -76,26 +51,6 @@ _UNDECODABLE: Final = ": undecodable"
 """Of the reader's own notes of damaged batches, which may quote what is in them."""
 _SAID_AFTER: Final = {"exception": ": ", "log": ": ", "request": ""}
 """Triggers whose reasons are a program's or a person's words: behind what these begin."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What is to be removed: values of arguments, and names, that match shell patterns.
-
-    Case does not matter. `args` match the names of arguments, and the keys of maps inside of
-    them; `names` those of events, spans, counters, threads, loggers, exceptions and processes.
-    """
-
-    args: tuple[str, ...] = DEFAULT_PATTERNS
-    names: tuple[str, ...] = ()
-    stacks: bool = False
-
-    def described(self) -> str:
-        """The rules as a note in the file."""
-        found = f"scrubbed: values of {', '.join(self.args)}"
-        if self.names:
-            found += f"; names {', '.join(self.names)}"
-        return f"{found}; all stacks" if self.stacks else found
 
 
 @dataclass
@@ -183,8 +138,8 @@ class _Scrubber:
     def __init__(self, snapshot: Snapshot, rules: Rules, target: Path) -> None:
         self._snapshot = snapshot
         self._rules = rules
-        self._args = _Patterns(rules.args)
-        self._names = _Patterns(rules.names)
+        self._args = Patterns(rules.args)
+        self._names = Patterns(rules.names)
         self.done = Scrubbed(target)
         self._notes = 0
 
@@ -309,7 +264,7 @@ class _Scrubber:
         )
         unpacker.feed(payload)
         pack = msgpack.Packer(use_bin_type=True, unicode_errors="surrogateescape").pack
-        values = _Values(self._args, short, removed)
+        values = Values(self._args, short, removed)
         parts = []
         for number, delta, *fields in unpacker:
             kind = KINDS[number]
@@ -320,89 +275,9 @@ class _Scrubber:
                 fields[1] = values.of(_VALUE, fields[1], 0)
             elif len(fields) == len(kind.fields) and kind.fields[-1] == "[args]":
                 args = fields[-1].items()
-                fields[-1] = {_key(key): values.of(key, value, 0) for key, value in args}
+                fields[-1] = {argument_name(key): values.of(key, value, 0) for key, value in args}
             parts.append(pack([number, delta, *fields]))
         return b"".join(parts)
-
-
-class _Patterns:
-    """Shell patterns, whatever the case."""
-
-    def __init__(self, patterns: Iterable[str]) -> None:
-        self.patterns = tuple(patterns)
-        lowered = [(pattern.lower(), pattern) for pattern in self.patterns]
-        self.any = bool(lowered)
-
-        # Names are few and come again and again.
-        @lru_cache(maxsize=4096)
-        def match(name: str) -> str | None:
-            name = name.lower()
-            return next((given for low, given in lowered if fnmatchcase(name, low)), None)
-
-        self.match = match
-
-    def found(self, name: str, counts: Counter[str]) -> bool:
-        """Whether the name matches; counted."""
-        pattern = self.match(name)
-        if pattern is not None:
-            counts[pattern] += 1
-        return pattern is not None
-
-    def replaced(self, name: str, counts: Counter[str], short: bool = False) -> str:
-        """The name, or what stands in its place."""
-        if not self.found(name, counts):
-            return name
-        return MARK[: 1 if name else 0] if short else MARK
-
-
-class _Values:
-    """Values of one batch's arguments."""
-
-    def __init__(self, patterns: _Patterns, short: bool, counts: Counter[str]) -> None:
-        self._patterns = patterns
-        self._text = "" if short else MARK
-        self._short = short
-        self._counts = counts
-
-    def of(self, key: Any, value: Any, depth: int) -> Any:
-        """The value, without what is in it under names that match."""
-        if self._patterns.found(_named(key), self._counts):
-            return self._marker(value)
-        return self._inside(value, depth)
-
-    def _inside(self, value: Any, depth: int) -> Any:
-        kind = type(value)
-        if kind is not dict and kind is not list:
-            return value
-        if depth > _DEPTH:
-            return self._marker(value)
-        if kind is list:
-            return [self._inside(item, depth + 1) for item in value]
-        return {name: self.of(name, item, depth + 1) for name, item in value.items()}
-
-    def _marker(self, value: Any) -> Any:
-        """Something of the same kind, so that whoever reads it finds what he expects."""
-        if value is None:
-            return None
-        if isinstance(value, (bool, int, float)):
-            return type(value)(0)
-        if type(value) is bytes:
-            return self._text.encode()
-        if type(value) is list:
-            return [] if self._short else [MARK]
-        if type(value) is dict:
-            return {} if self._short else {MARK: MARK}
-        return self._text
-
-
-def _named(key: Any) -> str:
-    """A map's key as a name to be matched, whatever it is."""
-    return key.decode("utf-8", "replace") if type(key) is bytes else _key(key)
-
-
-def _key(key: Any) -> str:
-    """An argument's name as the decoder has it."""
-    return key if type(key) is str else str(key)
 
 
 def _cut(note: str) -> str:

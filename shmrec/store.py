@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from shmrec.durable import DurableFile
-from shmrec.errors import NoSuchSnapshotError, SnapshotWriteError, WrongOwnerError
+from shmrec.errors import NoSuchSnapshotError, SnapshotWriteError
 from shmrec.layout import TRIGGERS
 
 __all__ = [
@@ -55,8 +55,6 @@ _AUTOMATIC: Final = tuple(kind.replace("_", "-") for kind in TRIGGERS if kind !=
 """What the reasons of snapshots that nobody asked for start with."""
 _TRANSFER: Final = re.compile(r"\.shmrec-[0-9a-f]{16}\.transfer\Z")
 _BLOCK: Final = 512
-_OTHERS: Final = stat_module.S_IRWXG | stat_module.S_IRWXO
-_WRITABLE_BY_OTHERS: Final = stat_module.S_IWGRP | stat_module.S_IWOTH
 _ABANDONED_SECONDS: Final = 600.0
 
 
@@ -97,77 +95,6 @@ def default_directory() -> Path:
     state = os.environ.get("XDG_STATE_HOME")
     base = Path(state) if state and os.path.isabs(state) else Path.home() / ".local" / "state"
     return base / "shmrec"
-
-
-def prepare(directory: Path) -> str:
-    """Make the directory, 0700 whatever the umask, or check that only we may write there.
-
-    What is missing above it is made like it. Returns what is to be said of it: "" if nothing is.
-    Raises `WrongOwnerError` for a link and what `objection` says, `SnapshotWriteError` if it
-    cannot be made.
-    """
-    try:
-        _make(directory)
-        found = os.stat(directory, follow_symlinks=False)
-    except OSError as error:
-        raise SnapshotWriteError(
-            f"cannot make the snapshot directory {directory}: {error.strerror}"
-        ) from error
-    wrong = objection(directory, found)
-    if wrong:
-        raise WrongOwnerError(wrong)
-    if not stat_module.S_ISDIR(found.st_mode):
-        raise SnapshotWriteError(
-            f"{directory} is not a directory: choose another with --dir or SHMREC_DIR"
-        )
-    return exposure(directory, found)
-
-
-def _make(directory: Path) -> None:
-    missing = []
-    while not os.path.lexists(directory):
-        missing.append(directory)
-        directory = directory.parent
-    # With a mode alone it is the umask's to say what is made; a chmod afterwards could be of
-    # something else.
-    before = os.umask(0o077) if missing else None
-    try:
-        for each in reversed(missing):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(each, 0o700)
-    finally:
-        if before is not None:
-            os.umask(before)
-
-
-def objection(directory: Path, found: os.stat_result) -> str:
-    """Why snapshots are not written there, or "": `found` without following a link.
-
-    Who may write in a directory may remove what is in it, and put something else there.
-    """
-    if stat_module.S_ISLNK(found.st_mode):
-        return f"{directory} is a symbolic link: name the directory itself"
-    if found.st_uid != os.geteuid():
-        return (
-            f"snapshot directory {directory} belongs to user {found.st_uid}, not {os.geteuid()}: "
-            "choose another with --dir or SHMREC_DIR"
-        )
-    if stat_module.S_ISDIR(found.st_mode) and found.st_mode & _WRITABLE_BY_OTHERS:
-        return (
-            f"others may write in snapshot directory {directory} (mode "
-            f"{stat_module.S_IMODE(found.st_mode):o}): chmod 700, or choose a directory in it"
-        )
-    return ""
-
-
-def exposure(directory: Path, found: os.stat_result) -> str:
-    """What others see of a directory of ours, or ""."""
-    if not found.st_mode & _OTHERS:
-        return ""
-    return (
-        f"{directory} is open to other users (mode {stat_module.S_IMODE(found.st_mode):o}): they "
-        "see which snapshots there are, though none may be read: chmod 700"
-    )
 
 
 def slug(reason: str) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEVELS = (
-    ("_version", "errors", "events", "checksum", "durable", "phrases"),
-    ("layout", "values", "cgroup", "syscalls", "stack_text"),
+    ("_version", "errors", "events", "checksum", "durable", "phrases", "redaction"),
+    ("layout", "values", "cgroup", "syscalls", "stack_text", "folder"),
     ("process", "naming", "threads", "frames", "exceptions", "kills", "triggers"),
     ("_native", "unhandled"),
     ("extension",),

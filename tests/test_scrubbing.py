@@ -20,8 +20,9 @@ from shmrec.errors import DamagedFileError, SnapshotWriteError, WrongOwnerError
 from shmrec.events import BEGIN, COUNTER, END, EXCEPTION, INSTANT, KINDS, LOG, NAME, OPEN, THREAD
 from shmrec.frames import FrameWriter, frames
 from shmrec.manifest import Header, Producer, Stack
+from shmrec.redaction import DEFAULT_PATTERNS, MARK, Rules
 from shmrec.ring import Batch, Head
-from shmrec.scrubbing import MARK, Rules, scrub
+from shmrec.scrubbing import scrub
 from shmrec.snapshot_file import FileWriter, read
 
 from .dumping import batch, dump, failure, write_file
@@ -72,7 +73,7 @@ def test_values_go_and_all_else_stays(file: Path) -> None:
     before, old = events_of(file), read(file)
     os.chmod(file, 0o644)
     os.utime(file, ns=(1, 2))
-    done = scrub(file, Rules((*scrubbing.DEFAULT_PATTERNS, "sql")))
+    done = scrub(file, Rules((*DEFAULT_PATTERNS, "sql")))
     assert SECRET.encode() not in file.read_bytes()
     assert without_args(events_of(file)) == without_args(before)
     new = read(file)
@@ -89,7 +90,7 @@ def test_values_go_and_all_else_stays(file: Path) -> None:
     ]
     assert events_of(file)[5].value == 4
     assert (done.batches, done.left_out, done.removed.total()) == (1, 0, 7)
-    assert new.header.notes == [Rules((*scrubbing.DEFAULT_PATTERNS, "sql")).described()]
+    assert new.header.notes == [Rules((*DEFAULT_PATTERNS, "sql")).described()]
     assert new.header == Header(**{**vars(old.header), "notes": new.header.notes})
     found = file.stat()
     assert (found.st_mode & 0o777, found.st_mtime_ns) == (0o600, 2)

@@ -21,14 +21,15 @@ from typing import Any
 import posix_ipc
 import pytest
 
-from shmrec import FlightRecorder, capture, live, process, stack_area, store, wakeup
+from shmrec import FlightRecorder, capture, folder, live, process, stack_area, store, wakeup
 from shmrec.capture import Order
 from shmrec.collector import Collector
 from shmrec.errors import RecordingNameError, SegmentError, SnapshotWriteError, WrongOwnerError
 from shmrec.layout import ENTRY, EntryState, Geometry, StackFlag
 from shmrec.manifest import Header
+from shmrec.redaction import Rules
 from shmrec.ring import RingReader
-from shmrec.scrubbing import Rules, scrub
+from shmrec.scrubbing import scrub
 from shmrec.segment import Segment, create, open_segment
 from shmrec.snapshot_file import read
 from shmrec.stack_area import Asking, take_stacks
@@ -127,7 +128,7 @@ def test_all_that_is_made_is_for_its_owner_only(swept: str, theirs: Path, umask:
         with made(swept) as memory, made(swept, str(theirs / "memory")):
             assert wakeup.open_wakeup(memory, create=True) is not None
             assert wakeup.open_wakeup(memory) is not None
-            assert store.prepare(directory) == ""
+            assert folder.prepare(directory) == ""
             with store.Unfinished(directory) as unfinished:
                 unfinished.publish(iter(["snapshot"]))
             with store.Unfinished(directory) as unfinished:
@@ -144,9 +145,9 @@ def test_all_that_is_made_is_for_its_owner_only(swept: str, theirs: Path, umask:
 def test_making_a_directory_leaves_the_umask_as_it_was(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        store.prepare(tmp_path / "a")
+        folder.prepare(tmp_path / "a")
         with pytest.raises(SnapshotWriteError):
-            store.prepare(Path("/proc/none/such"))
+            folder.prepare(Path("/proc/none/such"))
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
@@ -390,18 +391,18 @@ def test_of_a_directory_that_others_may_list_one_is_told(swept: str, tmp_path: P
 @as_root
 def test_a_directory_of_another_user_is_refused(theirs: Path) -> None:
     with pytest.raises(WrongOwnerError, match=f"{theirs} belongs to user 65534, not 0"):
-        store.prepare(theirs)
+        folder.prepare(theirs)
     theirs.chmod(0o755)
     os.chown(theirs, 0, 0)
     with pytest.raises(WrongOwnerError, match=f"{theirs} belongs to user 0, not 65534"):
-        as_nobody(partial(store.prepare, theirs))
+        as_nobody(partial(folder.prepare, theirs))
 
 
 def test_a_link_to_a_directory_is_not_followed(swept: str, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "real")
-    for attempt in (lambda: establish(Settings(swept, link)), lambda: store.prepare(link)):
+    for attempt in (lambda: establish(Settings(swept, link)), lambda: folder.prepare(link)):
         with pytest.raises(WrongOwnerError, match=f"{link} is a symbolic link"):
             attempt()
     with pytest.raises(SnapshotWriteError, match="cannot open the snapshot directory"):
@@ -409,7 +410,7 @@ def test_a_link_to_a_directory_is_not_followed(swept: str, tmp_path: Path) -> No
     link.unlink()
     link.symlink_to(tmp_path / "nowhere")
     with pytest.raises(WrongOwnerError, match="symbolic link"):
-        store.prepare(link)
+        folder.prepare(link)
     assert not (tmp_path / "nowhere").exists()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shmrec import store
+from shmrec import folder, store
 from shmrec.commands.wording import size
 from shmrec.errors import ShmrecError
 from shmrec.layout import DEFAULT_PRODUCERS, DEFAULT_RING_SIZE, Geometry
@@ -47,7 +47,7 @@ def snapshot_directory(directory: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"path": str(directory), "problem": None, "mode": None}
     found["exists"] = os.path.lexists(directory)
     found["snapshots"] = found["size"] = 0
-    wrong = store.objection(directory, directory.lstat()) if found["exists"] else ""
+    wrong = folder.objection(directory, directory.lstat()) if found["exists"] else ""
     place = directory
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
@@ -88,6 +88,6 @@ def directory_hints(found: dict[str, Any]) -> Iterator[str]:
     exposed = ""
     if found["mode"] and not found["problem"]:
         with contextlib.suppress(OSError):
-            exposed = store.exposure(Path(found["path"]), os.lstat(found["path"]))
+            exposed = folder.exposure(Path(found["path"]), os.lstat(found["path"]))
     if exposed:
         yield exposed

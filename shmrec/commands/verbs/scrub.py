@@ -9,7 +9,8 @@ import click
 
 from shmrec.commands.screen import Screen
 from shmrec.commands.wording import counted, safe
-from shmrec.scrubbing import DEFAULT_PATTERNS, Rules, Scrubbed, scrub
+from shmrec.redaction import DEFAULT_PATTERNS, Rules
+from shmrec.scrubbing import Scrubbed, scrub
 
 _EPILOG: Final = f"""\b
 Without --arg these patterns serve:
