@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from shmrec import fence, ledger, process, store
+from shmrec import fence, folder, ledger, process, store
 from shmrec.checksum import crc32
 from shmrec.errors import RecordingNameError, ShmrecError, SnapshotWriteError
 from shmrec.generation import Evidence, Flush, Flushes, Sight
@@ -241,7 +241,7 @@ def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int
             header.recording, header.reason, header.taken_wall_ns, first=header.first
         )
     )
-    store.prepare(order.directory)
+    folder.prepare(order.directory)
     with store.Unfinished(order.directory) as unfinished:
         try:
             writer = FileWriter(unfinished.file, crc32)

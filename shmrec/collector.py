@@ -40,7 +40,7 @@ from shmrec.roster import Roster
 from shmrec.segment import Segment
 from shmrec.stack_area import Asking, take_stacks
 from shmrec.takeover import Settings
-from shmrec.wakeup import open_wakeup, remove_wakeup, wake
+from shmrec.wakeup import open_wakeup, refused, remove_wakeup, wake
 
 __all__ = ["Collector", "spare_signals"]
 
@@ -103,6 +103,8 @@ class Collector:
         _prepare_for_many()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup = open_wakeup(segment, create=True)
+        if self._wakeup is None and (squatted := refused(segment)):
+            settings.log(f"{squatted}: not used, requests may wait for a second; have it removed")
         self._next_tick = time.monotonic_ns()
         self._next_sweep = self._next_tick + _SWEEP_NS
         self._waker: threading.Thread | None = None

@@ -21,6 +21,7 @@ from shmrec.errors import (
     SuppressedError,
 )
 from shmrec.layout import ANSWER_BYTES, REASON_BYTES, REQUEST, REQUESTS, WORD, Status, Verb
+from shmrec.phrases import safe
 from shmrec.segment import PLAUSIBLE, Segment
 from shmrec.wakeup import wake
 
@@ -171,9 +172,9 @@ def ask(
     finally:
         words[base + _word("released")] = ticket
     if status == Status.SUPPRESSED:
-        raise SuppressedError(text)
+        raise SuppressedError(safe(text))
     if status != Status.DONE:
-        raise RequestFailedError(text)
+        raise RequestFailedError(safe(text))
     return text
 
 

@@ -53,6 +53,8 @@ PLAUSIBLE: Final = (1 << 62) - 1
 LOCK_SECONDS: Final = 10.0
 _LOCK_POLL_SECONDS: Final = 0.001
 
+_LINK: Final = "is a symbolic link: name the file itself, or have the link removed"
+
 _closing = RLock()
 
 
@@ -239,9 +241,15 @@ def _text(raw: bytes) -> str:
 
 def _open_fd(name: str, path: str | None, writable: bool, create: bool) -> int:
     """A descriptor, close-on-exec, of an object that was checked to be ours alone."""
+    place = path or shm_path(name)
+    if not create:
+        # Before it is opened: a pipe that somebody put there would keep us waiting, and of what
+        # may not be opened one would not learn whose it is.
+        with contextlib.suppress(OSError):
+            _check_owner(name, place, os.stat(place, follow_symlinks=False), reading=not writable)
     try:
         if path is not None:
-            flags = os.O_RDWR if writable else os.O_RDONLY
+            flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK
             flags |= os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
             fd = os.open(path, flags, 0o600)
         else:
@@ -264,25 +272,27 @@ def _open_fd(name: str, path: str | None, writable: bool, create: bool) -> int:
         ) from error
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise WrongOwnerError(f"{path} is a symbolic link: name the file itself") from error
+            raise WrongOwnerError(f"{place} {_LINK}") from error
         if error.errno == errno.ENOSPC:
             raise SpaceError(f"no room for recording {name!r} in {path or DIRECTORY}") from error
         raise SegmentError(f"cannot open recording {name!r}: {error}") from error
     try:
-        _check_owner(name, fd, reading=not writable)
+        _check_owner(name, place, os.fstat(fd), reading=not writable)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _check_owner(name: str, fd: int, reading: bool) -> None:
-    found = os.fstat(fd)
+def _check_owner(name: str, place: str, found: os.stat_result, reading: bool) -> None:
+    if stat_module.S_ISLNK(found.st_mode):
+        raise WrongOwnerError(f"{place} {_LINK}")
     if not stat_module.S_ISREG(found.st_mode):
-        raise SegmentError(f"recording {name!r} is not a regular file")
+        raise SegmentError(f"recording {name!r} is not a regular file: see {place}")
     if found.st_uid != os.geteuid() and not (reading and os.geteuid() == 0):
         raise WrongOwnerError(
-            f"recording {name!r} belongs to user {found.st_uid}, not {os.geteuid()}: refused"
+            f"recording {name!r} belongs to user {found.st_uid}, not {os.geteuid()}: refused; "
+            f"choose another name, or have {place} removed"
         )
     if found.st_mode & 0o077:
         raise WrongOwnerError(

@@ -40,7 +40,7 @@ from shmrec.frames import Checksum, FrameWriter, frames
 from shmrec.layout import Frame
 from shmrec.manifest import FACTS, Cause, Header, Producer, Stack
 from shmrec.merging import merged, run_size
-from shmrec.ring import Batch, BatchView
+from shmrec.ring import Batch, BatchView, Head
 
 __all__ = ["Cause", "FileWriter", "Header", "Producer", "Snapshot", "Stack", "read"]
 
@@ -212,6 +212,23 @@ class Snapshot:
         with open(self.path, "rb") as file:
             runs = self._runs_of(file, producer, run_size(1), first)
             return list(deque(chain.from_iterable(runs), maxlen=count))
+
+    def raw_batches(self, producer: Producer) -> Iterator[Batch]:
+        """The producer's batches as they are in the file, by their numbers."""
+        with open(self.path, "rb") as file:
+            for where in self._batches.get(producer.index, ()):
+                payload = self._payload(file, where)
+                head = Head(
+                    where.number,
+                    where.generation,
+                    where.start_ns,
+                    len(payload),
+                    where.count,
+                    where.first,
+                    where.flags,
+                    where.offset,
+                )
+                yield Batch(head, payload)
 
     def _runs_of(
         self, file: IO[bytes], producer: Producer, size: int, first: int = 0

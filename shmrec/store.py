@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from shmrec.durable import DurableFile
-from shmrec.errors import NoSuchSnapshotError, SnapshotWriteError, WrongOwnerError
+from shmrec.errors import NoSuchSnapshotError, SnapshotWriteError
 from shmrec.layout import TRIGGERS
 
 __all__ = [
@@ -97,24 +97,6 @@ def default_directory() -> Path:
     return base / "shmrec"
 
 
-def prepare(directory: Path) -> None:
-    """Make the directory, 0700, or check that it is ours; `WrongOwnerError` if it is not."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = os.stat(directory, follow_symlinks=False)
-    except OSError as error:
-        raise SnapshotWriteError(
-            f"cannot make the snapshot directory {directory}: {error.strerror}"
-        ) from error
-    if stat_module.S_ISLNK(found.st_mode):
-        raise WrongOwnerError(f"{directory} is a symbolic link: name the directory itself")
-    if found.st_uid != os.geteuid():
-        raise WrongOwnerError(
-            f"snapshot directory {directory} belongs to user {found.st_uid}, not {os.geteuid()}: "
-            "choose another with --dir or SHMREC_DIR"
-        )
-
-
 def slug(reason: str) -> str:
     """The reason as a part of a file name: lower case letters, digits and hyphens.
 
@@ -161,7 +143,7 @@ class Unfinished:
             refused = getattr(error, "errno", errno.EOPNOTSUPP)
             if refused not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
                 raise
-        name = f"{HIDDEN_PREFIX}{os.getpid()}-{time.monotonic_ns()}.partial"
+        name = _partial_name()
         flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         fd = os.open(name, flags, 0o600, dir_fd=self._folder)
         self._hidden = self._directory / name
@@ -186,6 +168,33 @@ class Unfinished:
                 "are untouched"
             ) from error
         raise SnapshotWriteError(f"every name for a snapshot in {self._directory} is taken")
+
+    @property
+    def readable(self) -> Path:
+        """Where this process can read what has been written, before it has a name."""
+        if self._hidden is not None:
+            return self._hidden
+        return Path(f"/proc/self/fd/{self.file.fileno()}")
+
+    def replace(self, name: str, old: os.stat_result) -> None:
+        """Sync, and take the place of the file of that name, which `old` is.
+
+        Its owner and times are kept, for a snapshot's age is that of its file; not its mode.
+        Raises OSError.
+        """
+        fd = self.file.fileno()
+        if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(fd, old.st_uid, old.st_gid)
+        os.fchmod(fd, 0o600)
+        os.utime(fd, ns=(old.st_atime_ns, old.st_mtime_ns))
+        os.fsync(fd)
+        if self._hidden is None:
+            hidden = _partial_name()
+            self._link(fd, hidden)
+            self._hidden = self._directory / hidden
+        os.rename(self._hidden.name, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        self._hidden = None
+        os.fsync(self._folder)
 
     def _link(self, fd: int, name: str) -> None:
         if self._hidden is None:
@@ -225,6 +234,29 @@ def file_names(recording: str, reason: str, wall_ns: int, *, first: bool = False
         yield f"{recording}-{when}-{slug(reason)}{mark}-{n}{SUFFIX}"
 
 
+def _partial_name() -> str:
+    """A name for a file that is not whole, or has not its name, yet; `sweep` knows its writer."""
+    return f"{HIDDEN_PREFIX}{os.getpid()}-{time.monotonic_ns()}.partial"
+
+
+def check_free(output: Path) -> None:
+    """Raise `SnapshotWriteError` unless a new file can be called that."""
+    if os.path.lexists(output):
+        raise _taken(output)
+    if not output.parent.is_dir():
+        raise SnapshotWriteError(f"cannot write {output}: there is no directory {output.parent}")
+
+
+def only_name(output: Path) -> Iterator[str]:
+    """A name that somebody chose, for `Unfinished.publish`: there is no other."""
+    yield output.name
+    raise _taken(output)
+
+
+def _taken(output: Path) -> SnapshotWriteError:
+    return SnapshotWriteError(f"{output} exists: name another file, none is ever replaced")
+
+
 def hidden_names() -> Iterator[str]:
     """Names for files that are handed over and removed at once."""
     while True:
@@ -240,9 +272,23 @@ def take_transfer(path: Path, directory: Path | None = None) -> IO[bytes]:
     elsewhere = directory is not None and path.parent != directory.absolute()
     if _TRANSFER.match(path.name) is None or not path.is_absolute() or elsewhere:
         raise SnapshotWriteError(f"{str(path)[:200]!r} is not a snapshot that was handed over")
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+    # A pipe of that name must keep nobody waiting.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    file = os.fdopen(os.open(path, flags), "rb")
+    found = os.fstat(file.fileno())
+    if not stat_module.S_ISREG(found.st_mode) or (found.st_uid, found.st_nlink) != (
+        os.geteuid(),
+        1,
+    ):
+        file.close()
+        raise SnapshotWriteError(f"{str(path)[:200]!r} is another's: not taken for a snapshot")
     os.unlink(path)
     return file
+
+
+def is_name(name: str) -> bool:
+    """Whether a snapshot may be called that."""
+    return _NAME.match(name) is not None and name.endswith(SUFFIX)
 
 
 def raw_names(recording: str, wall_ns: int) -> Iterator[str]:

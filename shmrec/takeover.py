@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from shmrec import capture, layout, naming, process, store
+from shmrec import capture, folder, layout, naming, process, store
 from shmrec import segment as segments
 from shmrec.capture import Order
 from shmrec.errors import (
@@ -77,7 +77,9 @@ def establish(settings: Settings) -> Segment:
     """
     naming.check_name(settings.name)
     geometry = Geometry.of(settings.size, settings.producers)
-    store.prepare(settings.directory)
+    exposed = folder.prepare(settings.directory)
+    if exposed:
+        settings.log(exposed)
     store.sweep(settings.directory)
     for _ in range(_ATTEMPTS):
         try:

@@ -36,6 +36,7 @@ def test_verbs_are_the_files() -> None:
         "list",
         "ps",
         "recover",
+        "scrub",
         "snapshot",
         "stacks",
         "verify",

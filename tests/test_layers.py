@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEVELS = (
-    ("_version", "errors", "events", "checksum", "durable", "phrases"),
-    ("layout", "values", "cgroup", "syscalls", "stack_text"),
+    ("_version", "errors", "events", "checksum", "durable", "phrases", "redaction"),
+    ("layout", "values", "cgroup", "syscalls", "stack_text", "folder"),
     ("process", "naming", "threads", "frames", "exceptions", "kills", "triggers"),
     ("_native", "unhandled"),
     ("extension",),
@@ -23,7 +23,7 @@ LEVELS = (
     ("writer", "ring", "ending", "requests", "store", "facts", "counters", "stillness"),
     ("_engine", "words"),
     ("claim", "snapshot_file", "live", "generation", "stack_area", "tracing", "lookout"),
-    ("recorder", "deaths", "capture", "launch", "survey", "comparison"),
+    ("recorder", "deaths", "capture", "launch", "survey", "comparison", "scrubbing"),
     ("takeover", "flight", "findings", "roster", "incidents"),
     ("alarms", "verdict"),
     ("collector", "culprits"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shmrec import store
+from shmrec import folder, store
 from shmrec.errors import NoSuchSnapshotError, SnapshotWriteError, WrongOwnerError
 
 WALL = 1_700_000_000_000_000_000
@@ -152,7 +152,7 @@ def test_a_failing_sync_leaves_nothing_and_says_so(
 
 
 def test_a_directory_is_made_for_its_owner_only(tmp_path: Path) -> None:
-    store.prepare(tmp_path / "a" / "b")
+    folder.prepare(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
 
 
@@ -160,10 +160,10 @@ def test_a_link_or_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(WrongOwnerError, match="symbolic link"):
-        store.prepare(tmp_path / "link")
+        folder.prepare(tmp_path / "link")
     (tmp_path / "file").touch()
     with pytest.raises(SnapshotWriteError):
-        store.prepare(tmp_path / "file")
+        folder.prepare(tmp_path / "file")
 
 
 def test_the_quota_takes_the_oldest_by_count_and_by_bytes(tmp_path: Path) -> None:

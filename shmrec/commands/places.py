@@ -10,17 +10,15 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from shmrec import store
+from shmrec import folder, store
 from shmrec.commands.wording import size
 from shmrec.errors import ShmrecError
 from shmrec.layout import DEFAULT_PRODUCERS, DEFAULT_RING_SIZE, Geometry
 from shmrec.naming import DIRECTORY
 
 __all__ = ["directory_hints", "memory", "memory_problems", "snapshot_directory"]
-
-_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 def memory() -> dict[str, Any]:
@@ -49,18 +47,14 @@ def snapshot_directory(directory: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"path": str(directory), "problem": None, "mode": None}
     found["exists"] = os.path.lexists(directory)
     found["snapshots"] = found["size"] = 0
+    wrong = folder.objection(directory, directory.lstat()) if found["exists"] else ""
     place = directory
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     if not os.path.isdir(place):
         found["problem"] = f"{place} is not a directory: choose another with --dir or SHMREC_DIR"
-    elif found["exists"] and directory.is_symlink():
-        found["problem"] = f"{directory} is a symbolic link: name the directory itself"
-    elif found["exists"] and directory.stat().st_uid != os.geteuid():
-        found["problem"] = (
-            f"{directory} belongs to user {directory.stat().st_uid}, not {os.geteuid()}: choose "
-            "another with --dir or SHMREC_DIR"
-        )
+    elif wrong:
+        found["problem"] = wrong
     elif not os.access(place, os.W_OK | os.X_OK):
         found["problem"] = (
             f"{place} may not be written to: change its mode, or choose another directory with "
@@ -91,9 +85,9 @@ def memory_problems(found: dict[str, Any]) -> Iterator[str]:
 
 def directory_hints(found: dict[str, Any]) -> Iterator[str]:
     """What could be better about the directory of snapshots."""
-    mode = int(found["mode"] or "0", 8)
-    if mode & _OTHERS and not found["problem"]:
-        yield (
-            f"{found['path']} is open to other users (mode {mode:o}): they see which snapshots "
-            "there are, though none may be read: chmod 700"
-        )
+    exposed = ""
+    if found["mode"] and not found["problem"]:
+        with contextlib.suppress(OSError):
+            exposed = folder.exposure(Path(found["path"]), os.lstat(found["path"]))
+    if exposed:
+        yield exposed

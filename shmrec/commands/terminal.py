@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
+from pathlib import Path
 
 import click
 
 from shmrec.commands.wording import safe
 from shmrec.errors import ShmrecError
 
-__all__ = ["run"]
+__all__ = ["print_path", "run"]
 
 _INTERRUPTED = 128 + signal.SIGINT
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\N{ARABIC LETTER MARK}\N{LEFT-TO-RIGHT MARK}\N{RIGHT-TO-LEFT MARK}"
+    "\N{LINE SEPARATOR}-\N{RIGHT-TO-LEFT OVERRIDE}"
+    "\N{LEFT-TO-RIGHT ISOLATE}-\N{POP DIRECTIONAL ISOLATE}]"
+)
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
@@ -31,6 +38,18 @@ def run(command: click.Command, name: str) -> None:
     except SystemExit as leave:
         status = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     sys.exit(_flushed(status, name))
+
+
+def print_path(path: str | Path) -> None:
+    """A path as the tool's answer: on a terminal as a text, elsewhere for programs to take.
+
+    Those get its very bytes, but for controls of terminals, lines and directions, which are in
+    no path that means well.
+    """
+    if sys.stdout.isatty():
+        click.echo(safe(path))
+    else:
+        click.echo(os.fsencode(_CONTROL.sub(lambda found: safe(found[0]), str(path))))
 
 
 def _prepare_streams() -> None:

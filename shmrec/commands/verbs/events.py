@@ -93,7 +93,7 @@ def command(
     if pids:
         indexes = {each.index for each in snapshot.producers if each.pid in pids}
         for pid in set(pids) - {each.pid for each in snapshot.producers}:
-            click.echo(f"shmrec-dump: no process {pid} is in {snapshot.path.name}", err=True)
+            click.echo(f"shmrec-dump: no process {pid} is in {safe(snapshot.path.name)}", err=True)
         if not indexes:
             sys.exit(1)
     tests: list[Callable[[Event], bool]] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +9,7 @@ import click
 
 from shmrec import takeover
 from shmrec.commands.parameters import directory_option, open_recording, recording_arguments
+from shmrec.commands.terminal import print_path
 from shmrec.errors import CollectorRunningError
 
 _EPILOG: Final = """\b
@@ -48,4 +48,4 @@ def command(name: str | None, path: str | None, directory: Path, reason: str, fo
                 "--force reads the memory as it is"
             )
         taken = takeover.recover(segment, directory, reason=reason)
-    click.echo(os.fsencode(taken))
+    print_path(taken)

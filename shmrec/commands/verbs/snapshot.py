@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +12,8 @@ import click
 
 from shmrec import requests, store
 from shmrec.commands.parameters import open_recording, recording_arguments
-from shmrec.errors import SnapshotWriteError
+from shmrec.commands.terminal import print_path
+from shmrec.errors import CollectorError
 from shmrec.layout import REASON_BYTES, Stacks, Verb
 from shmrec.wakeup import open_wakeup
 
@@ -71,14 +71,14 @@ def command(
     if piped and sys.stdout.isatty():
         raise click.UsageError("a snapshot is no text: send standard output to a file")
     if output is not None and not piped:
-        _check_free(output)
+        store.check_free(output)
     with open_recording(name, path, writable=True) as segment:
         verb = Verb.SNAPSHOT if output is None else Verb.TRANSFER
         taken = requests.ask(
             segment, open_wakeup(segment), verb, reason=reason, argument=stacks, timeout=timeout
         )
     if output is None:
-        click.echo(os.fsencode(taken))
+        print_path(_checked(taken))
         return
     with store.take_transfer(Path(taken)) as source:
         if piped:
@@ -88,8 +88,15 @@ def command(
         folder = output.parent.resolve()
         with store.Unfinished(folder) as unfinished:
             shutil.copyfileobj(source, unfinished.file)
-            unfinished.publish(_only(output))
-    click.echo(os.fsencode(output))
+            unfinished.publish(store.only_name(output))
+    print_path(output)
+
+
+def _checked(answer: str) -> str:
+    """The path of a snapshot that the collector answered, in memory that others write too."""
+    if not os.path.isabs(answer) or not store.is_name(os.path.basename(answer)):
+        raise CollectorError(f"the collector answered {answer[:200]!r}: no path of a snapshot")
+    return answer
 
 
 def _to_wish(value: str | None) -> tuple[int, int]:
@@ -103,19 +110,3 @@ def _to_wish(value: str | None) -> tuple[int, int]:
             f"{value!r} is no process: write --stacks=PID, or --stacks for all"
         )
     return Stacks.ONE, int(value)
-
-
-def _check_free(output: Path) -> None:
-    if os.path.lexists(output):
-        raise _taken(output)
-    if not output.parent.is_dir():
-        raise SnapshotWriteError(f"cannot write {output}: there is no directory {output.parent}")
-
-
-def _only(output: Path) -> Iterator[str]:
-    yield output.name
-    raise _taken(output)
-
-
-def _taken(output: Path) -> SnapshotWriteError:
-    return SnapshotWriteError(f"{output} exists: name another file, none is ever replaced")
