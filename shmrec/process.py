@@ -215,28 +215,6 @@ def users_of(path: str) -> list[int]:
     return found
 
 
-def has_mapped(pid: int, file: os.stat_result, path: str | None = None) -> bool | None:
-    """Whether the process has the file mapped; None if this user may not look.
-
-    By device and inode; where a file system shows another device than stat(2), as overlays do,
-    by inode and `path`. Source of the format: proc_pid_maps(5).
-    """
-    device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}".encode()
-    inode = str(file.st_ino).encode()
-    called = os.fsencode(path) if path is not None else None
-    try:
-        with open(f"/proc/{pid}/maps", "rb") as lines:
-            for line in lines:
-                fields = line.split(None, 5)
-                if len(fields) == 6 and fields[4] == inode:
-                    name = fields[5].rstrip(b"\n").removesuffix(b" (deleted)")
-                    if fields[3] == device or name == called:
-                        return True
-    except OSError:
-        return None
-    return False
-
-
 def boot_id() -> bytes:
     """16 bytes that change at every boot; zeros where the kernel tells none."""
     try:

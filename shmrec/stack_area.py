@@ -229,8 +229,6 @@ class _Dump:
             return "it has ended"
         if seen.state in "Tt":
             return "it is stopped"
-        if not self._takes_part():
-            return "it has not this recording's memory"
         if not process.signals(entry.pid).caught & signal_bit(number):
             return _deaf(number)
         open_there = process.writes_own_memory(entry.pid, _HIGH)
@@ -240,14 +238,6 @@ class _Dump:
         if open_there is False:
             return "it has closed the descriptor that its stacks would go to"
         return ""
-
-    def _takes_part(self) -> bool:
-        """Whether it is a process of the recording: a pid in an entry is but somebody's word.
-
-        A signal must not go to whomever a worker names, least of all when root sends it.
-        """
-        mapped = process.has_mapped(self._entry.pid, os.fstat(self._segment.fd), self._segment.path)
-        return mapped if mapped is not None else os.geteuid() != 0
 
     def _blocking(self) -> Iterator[int]:
         bit = signal_bit(self._entry.stack_signal)

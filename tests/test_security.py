@@ -27,6 +27,7 @@ from shmrec.collector import Collector
 from shmrec.errors import RecordingNameError, SegmentError, SnapshotWriteError, WrongOwnerError
 from shmrec.layout import ENTRY, EntryState, Geometry, StackFlag
 from shmrec.manifest import Header
+from shmrec.process import Signals, signal_bit
 from shmrec.redaction import Rules
 from shmrec.ring import RingReader
 from shmrec.scrubbing import scrub
@@ -489,32 +490,24 @@ def test_no_signal_goes_to_whom_a_worker_names(swept: str, script: Callable[...,
     with unserved(swept) as memory:
         reader = claim(memory, outsider.pid, signal.SIGRTMIN + 4)
         ((stack,),) = take_stacks(memory, [Asking(reader.entry(), -1)]).values()
-    assert stack.note == "it has not this recording's memory"
+    assert stack.note == "it has closed the descriptor that its stacks would go to"
     outsider.say()
     assert outsider.line() == "well"
 
 
 @pytest.mark.parametrize(("user", "asked"), [(0, False), (1000, True)])
-def test_where_memory_cannot_be_looked_at_root_sends_no_signal(
+def test_where_descriptors_cannot_be_looked_at_root_signals_none_of_roots(
     swept: str, monkeypatch: pytest.MonkeyPatch, user: int, asked: bool
 ) -> None:
     with unserved(swept) as memory:
         entry = claim(memory, os.getpid(), signal.SIGRTMIN + 4).entry()
-        monkeypatch.setattr(process, "has_mapped", lambda *_: None)
-        monkeypatch.setattr(os, "geteuid", lambda: user)
+        monkeypatch.setattr(process, "writes_own_memory", lambda *_: None)
+        monkeypatch.setattr(process, "user", lambda _: user)
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        caught = Signals(0, 0, 0, signal_bit(signal.SIGRTMIN + 4))
+        monkeypatch.setattr(process, "signals", lambda *_: caught)
         found = stack_area._Dump(memory, Asking(entry, -1))._obstacle()
-    assert ("listen" in found) == asked
-
-
-def test_a_mapping_is_told_by_device_and_inode(swept: str, tmp_path: Path) -> None:
-    with made(swept) as memory, open(tmp_path / "other", "wb") as other:
-        here = os.fstat(memory.fd)
-        assert process.has_mapped(os.getpid(), here)
-        assert process.has_mapped(os.getpid(), os.fstat(other.fileno())) is False
-        assert process.has_mapped(0, here) is None
-        moved = os.stat_result([*here[:2], here.st_dev + 1, *here[3:]])
-        assert not process.has_mapped(os.getpid(), moved)
-        assert process.has_mapped(os.getpid(), moved, str(segment_path(swept)))
+    assert (found == "") == asked
 
 
 @as_root

@@ -251,7 +251,7 @@ def test_a_process_that_can_is_asked_politely(memory: Segment, start: Start) -> 
         if memory.words[answered] == before:
             continue  # On a loaded machine it may not have come to it in time.
         newest = stack.text.partition("Current thread ")[2].splitlines()[1]
-        assert newest.endswith((' in waiting', ' in say'))
+        assert newest.endswith((" in waiting", " in say"))
         assert stack.text.count(" in beside\n") == 3
         assert memory.words[ENTRY.word("stack_wanted", at)] == 0
         break
@@ -428,7 +428,7 @@ def test_no_more_time_is_taken_than_there_is(
 ) -> None:
     plain = start("join()" + STAY)
     plain.line()
-    entry = entry_of(memory, plain.pid)
+    entry = replace(entry_of(memory, plain.pid), stacks=StackFlag.ASKED)
     real, looks = process.tasks, []
 
     def slow(pid: int) -> list[int]:
