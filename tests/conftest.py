@@ -48,6 +48,7 @@ ONCE = {
     "test_forensics",
     "test_facts",
     "test_generation",
+    "test_gunicorn_incidents",
     "test_gunicorn_words",
     "test_kills",
     "test_hostile_text",

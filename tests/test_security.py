@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import posix_ipc
@@ -523,9 +524,9 @@ def test_roots_collector_survives_a_worker_that_scribbles(swept: str, tmp_path: 
             for row in ENTRY.rows:
                 if row.writer == "producer":
                     where = ENTRY.bytes_at(row.name, entry)
-                    memory.view[where] = os.urandom(row.size)
+                    memory.view[where] = b"\xff" * row.size
             size = memory.geometry.ring_size
-            memory.view[ring : ring + size] = os.urandom(size)
+            memory.view[ring : ring + size] = Random(1).randbytes(size)
 
         as_nobody(scribble)
         taken = capture.take(memory, Order(tmp_path, reason="scribbled", deadline_ns=10**7))
