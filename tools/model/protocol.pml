@@ -112,13 +112,20 @@ byte holder;            /* of the segment's lock: process + 1 */
 byte owner[RINGS];      /* process + 1 */
 byte settled[RINGS];    /* incarnation */
 
+/* The property is in the message that spin gives. */
+#define KEPT 1001
+#define WHOLE 1002
+#define COMPLETE 1003
+#define ENDS 1004
+#define holds(property, claim) assert((claim) || property == 0)
+
 /* What only the properties know. */
 typedef Truth {
     byte returned;      /* events of the ring's owner whose calls have returned */
     byte doomed;        /* events of his in batches that are or are being overwritten */
     byte generation[10]; /* by batch number */
     byte first[10];
-    bool lawful         /* taken over from somebody who had left, or was on disk */
+    byte lawful         /* the incarnation that was taken over, having left or being on disk */
 };
 Truth truth[RINGS];
 byte completed;         /* generation */
@@ -190,9 +197,8 @@ inline reach(p, at)
         :: a % SIZE >= 8 && a % 8 == NUMBER && v == 0 -> doom(i, mem[a])
         :: a % SIZE >= 8 && a % 8 == COMMITTED && v == 0 -> doom(i, mem[a - COMMITTED + NUMBER])
         :: a % SIZE >= 8 && a % 8 == COMMITTED && v > 0 ->
-            /* COMPLETE */
-            assert(mem[a - COMMITTED + GENERATION] > completed || straggles[i]);
-            assert(!mem[a - COMMITTED + FLAGS])
+            holds(COMPLETE, mem[a - COMMITTED + GENERATION] > completed || straggles[i]);
+            holds(COMPLETE, !mem[a - COMMITTED + FLAGS])
         :: else
         fi;
         mem[a] = v
@@ -324,7 +330,7 @@ inline claim()
         if
         :: r == RINGS -> r = NONE; holder = 0; goto leave
         :: else ->
-            truth[r].lawful = lawful_(r);
+            truth[r].lawful = (lawful_(r) -> mem[INCARNATION(r)] : truth[r].lawful);
             straggles[r] = false;
             put(p, STATE(r), CLAIMING);
             owner[r] = p + 1
@@ -521,7 +527,7 @@ inline evident(each, late)
 {
     waiting[each] = false;
     looked[each] = 0;
-#ifdef LAST_LOOK
+#if defined(NO_FENCE) && !defined(M_FIRST_LOOK)
     stalled[each] = late;
 #else
     stalled[each] = late && (stalled[each] || !known[each]);
@@ -648,38 +654,36 @@ inline scan()
     }
 }
 
-/* Which of the scanned batches are wanted: those of the cut, or else all; later the newest. */
+/* Which of the scanned batches are wished for: those of the cut, or else all, or the newest. */
 inline choose()
 {
     d_step {
-        wished = 0;
+        wished = once_more;
         do
         :: k < SLOTS ->
-            wished = wished + (numbers[k] && generations[k] <= cut -> 1 : 0);
+            wished = wished || (numbers[k] && generations[k] <= cut);
             k++
         :: else -> break
         od;
         k = 0;
-        cut = (wished -> cut : NEVER);
-        wished = 0;
+        recorded = 0;
+        trimmed = 0;
         do
         :: k < SLOTS ->
             if
-            :: numbers[k] && generations[k] <= cut && !once_more ->
-                wished = wished + counts[k];
+            :: wished && generations[k] > cut -> numbers[k] = 0
+            :: else ->
+                trimmed = trimmed + counts[k];
                 recorded = (firsts[k] + counts[k] > recorded -> firsts[k] + counts[k] : recorded)
-            :: numbers[k] && generations[k] > cut -> numbers[k] = 0
-            :: else
             fi;
             k++
         :: else -> break
         od;
         k = 0;
-        any = any || numbers[0] || numbers[1] || numbers[2];
         do
         :: k < SLOTS ->
             if
-            :: once_more && numbers[k] &&
+            :: once_more &&
                (numbers[k] < numbers[0] || numbers[k] < numbers[1] || numbers[k] < numbers[2]) ->
                 numbers[k] = 0
             :: else
@@ -687,7 +691,8 @@ inline choose()
             k++
         :: else -> break
         od;
-        k = 0
+        k = 0;
+        wished = false
     }
 }
 
@@ -702,8 +707,7 @@ inline copy()
             k++
         :: else -> break
         od;
-        k = 0;
-        trimmed = trimmed + (once_more -> 0 : counts[slot])
+        k = 0
     };
     /* step: copy-committed */
     count = word(r, slot + 1, COMMITTED);
@@ -739,7 +743,7 @@ inline copy()
         :: missed
         :: else ->
             bad = bad || torn;
-            trimmed = trimmed - (once_more -> 0 : counts[slot]);
+            trimmed = trimmed - counts[slot];
             some = true;
             do
             :: k < count ->
@@ -762,27 +766,24 @@ inline copy()
     }
 }
 
-#define owes(r) (request[r] && !taken_over(r))
-#define taken_over(r) (truth[r].lawful && \
-    (mem[INCARNATION(r)] != requested[r] || mem[STATE(r)] == CLAIMING))
+#define owes(r) (request[r] && truth[r].lawful != requested[r])
 
 inline check()
 {
     d_step {
-        /* WHOLE */
-        assert(!bad);
+        holds(WHOLE, !bad);
         if
         :: owes(r) ->
-            /* KEPT: it is there or was overwritten; and counted, exactly. */
-            assert(entry[r] == requested[r]);
-            assert(recorded >= request[r]);
+            /* It is there or was overwritten, and counted exactly. */
+            holds(KEPT, entry[r] == requested[r]);
+            holds(KEPT, recorded >= request[r]);
             k = truth[r].doomed + 1;
             do
-            :: k <= request[r] -> assert(kept & (1 << k)); k++
+            :: k <= request[r] -> holds(KEPT, kept & (1 << k)); k++
             :: else -> break
             od;
             k = 0;
-            assert(recorded <= copied + trimmed + truth[r].doomed)
+            holds(KEPT, recorded <= copied + trimmed + truth[r].doomed)
         :: else
         fi
     }
@@ -796,11 +797,13 @@ inline write()
     :: r < RINGS && there[r] ->
         d_step {
             cut = (stalled[r] || detached[r] || dead(r) -> NEVER : wanted);
-            any = false;
             once_more = false
         };
 #ifdef M_CUT_EARLY
         cut = (cut == NEVER -> NEVER : wanted - 1);
+#endif
+#ifdef COARSE
+        atomic {
 #endif
         do
         :: scan();
@@ -810,26 +813,33 @@ inline write()
             :: else -> break
             od;
             if
-            :: any && !some && !once_more -> once_more = true
+#ifdef M_LAPPED
+            :: !some && !once_more && recorded -> once_more = true; cut = NEVER
+#else
+            :: !some && !once_more -> once_more = true; cut = NEVER
+#endif
             :: else -> break
             fi
         od;
+#ifdef COARSE
+        };
+#endif
         /* step: owner-again */
 #ifndef M_OWNER_ONCE
         if
         :: mem[INCARNATION(r)] == entry[r] -> check()
-        :: else -> d_step { assert(!owes(r)) }
+        :: else -> holds(KEPT, !owes(r))
         fi;
 #else
         check();
 #endif
         d_step {
-            kept = 0; copied = 0; trimmed = 0; recorded = 0; wished = 0; cut = 0;
-            bad = false; some = false; any = false; once_more = false
+            kept = 0; copied = 0; trimmed = 0; recorded = 0; cut = 0;
+            bad = false; some = false; once_more = false
         };
         r++
     :: r < RINGS && !there[r] ->
-        d_step { assert(!owes(r)); r++ }
+        d_step { holds(KEPT, !owes(r)); r++ }
     :: r == RINGS -> break
     od;
     r = 0
@@ -839,8 +849,8 @@ inline forget()
 {
     d_step {
         r = 0; k = 0; a = 0; v = 0; i = 0; round = 0; old = 0; wanted = 0; opening = 0; cut = 0;
-        wished = 0; recorded = 0; kept = 0; copied = 0; trimmed = 0; slot = 0; count = 0;
-        torn = false; missed = false; bad = false; some = false; any = false; once_more = false;
+        recorded = 0; kept = 0; copied = 0; trimmed = 0; slot = 0; count = 0;
+        torn = false; missed = false; bad = false; some = false; once_more = false;
         do
         :: k < RINGS ->
             entry[k] = 0; there[k] = false; detached[k] = false; waiting[k] = false;
@@ -860,9 +870,9 @@ inline forget()
 
 proctype Collector()
 {
-    byte r, k, a, v, i, round, old, wanted, opening, cut, wished, recorded, kept, copied, trimmed;
+    byte r, k, a, v, i, round, old, wanted, opening, cut, recorded, kept, copied, trimmed;
     byte slot, count;
-    bool torn, missed, bad, some, any, once_more;
+    bool torn, missed, bad, some, once_more, wished;
     byte entry[RINGS], looked[RINGS], noticed[RINGS], request[RINGS], requested[RINGS];
     bool there[RINGS], detached[RINGS], waiting[RINGS], known[RINGS], stalled[RINGS];
     byte numbers[SLOTS], generations[SLOTS], counts[SLOTS], firsts[SLOTS];
@@ -879,7 +889,6 @@ life:
                     request[k] = truth[k].returned;
                     requested[k] = mem[INCARNATION(k)];
                     noticed[k] = (dead(k) -> mem[INCARNATION(k)] : 0);
-                    truth[k].lawful = (mem[STATE(k)] == CLAIMING -> truth[k].lawful : false);
                     k++
                 :: else -> break
                 od;
@@ -945,10 +954,9 @@ proctype Watch()
     byte k;
     timeout ->
     d_step {
-        /* ENDS */
-        assert(snapshots == SNAPSHOTS);
+        holds(ENDS, snapshots == SNAPSHOTS);
         do
-        :: k < PROCESSES -> assert(finished[k] || gone[k] || stopped[k] || !BORN(k)); k++
+        :: k < PROCESSES -> holds(ENDS, finished[k] || gone[k] || stopped[k] || !BORN(k)); k++
         :: else -> break
         od
     }
