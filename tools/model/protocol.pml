@@ -117,7 +117,10 @@ byte settled[RINGS];    /* incarnation */
 #define WHOLE 1002
 #define COMPLETE 1003
 #define ENDS 1004
-#define holds(property, claim) assert((claim) || property == 0)
+#ifndef ONLY
+#define ONLY 0          /* one of these, or all */
+#endif
+#define holds(property, claim) assert((claim) || property == 0 || ONLY && ONLY != property)
 
 /* What only the properties know. */
 typedef Truth {
