@@ -53,6 +53,7 @@ ONCE = {
     "test_incidents",
     "test_layers",
     "test_lookout",
+    "test_model",
     "test_native",
     "test_native_leaks",
     "test_native_memory",
