@@ -66,6 +66,11 @@ HOLDS: Final = (
     Case("three want one ring, deaths", f"{LATE} PROCESSES=3 KILL COARSE"),
     Case("collector killed at any step, quick", "EVENTS=1 RESTART", quick=True),
     Case("collector killed at any step", "EVENTS=3 RESTART"),
+    Case("opening late, deaths", "EVENTS=4 FLUSHES=1 KILL M_OPENING_LATE"),
+    Case("opening late, a dead producer's ring", f"{LATE} KILL SNAPSHOTS=2 M_OPENING_LATE"),
+    Case("opening not read again, deaths", "EVENTS=4 FLUSHES=1 KILL M_OPENING_ONCE"),
+    Case("number not zeroed, deaths", "EVENTS=4 FLUSHES=1 KILL M_NO_ZERO"),
+    Case("number not read again, deaths", "EVENTS=4 FLUSHES=1 KILL M_NUMBER_ONCE"),
     Case("it ends, deadline only when stopped", f"{TWO} EVENTS=1 FLUSHES=1 KILL STOP PATIENT"),
 )
 

@@ -1,35 +1,45 @@
 /* shmrec's protocol: producers, their rings, and the collector that flushes and copies.
 
    Laid beside the code by the names of its steps (`step: NAME`, listed in steps.txt). What a
-   run explores is chosen by macros; `run` holds the configurations and the mutants (M_...).
+   run explores is chosen by macros; explore.py has the configurations and the mutants (M_...).
 
    Memory. A producer's stores go through a buffer of its own and reach memory one at a time:
    first in, first out (x86-TSO), or with WEAK in any order that the fences of the native engine
    and equal addresses permit. The buffer also holds what the producer has yet to execute of the
-   event at hand: nobody can tell these from stores that wait, but for two. What was there when
+   event at hand: nobody can tell that from stores that wait, but for two. What was there when
    `generation` was loaded (`owed`) is executed, and a fence brings it to memory; a death drops
    the rest. So every prefix of an event's stores is a death, and a stop.
 
    An event has returned when its last store is in memory: whoever is told of the return by the
    producer sees its stores too.
 
-   Properties, each an assertion named by its label:
+   Without a fence nothing bounds how long a store may wait, and no number of looks would prove
+   anything. What NO_FENCE asks of the machine is written at its place: a store that was executed
+   before the first advance was seen is in memory when the second flush looks.
+
+   Properties:
      KEPT       an event that returned before the request is in the snapshot, or was overwritten
-                and is counted
+                and is counted, exactly; unless somebody took the ring over in order
      WHOLE      no batch in a snapshot is torn, of a reset slot or of another owner
-     COMPLETE   a completed generation gains no event, nor does a sealed batch
+     COMPLETE   a completed generation gains no event, nor does a sealed batch, but of a producer
+                that the snapshot calls stalled
      ENDS       a snapshot ends, and nobody waits for ever: no deadlock
 
    What protects a copy. There are two ways to notice that a slot was reset under a reader:
      A  `opening` is published before the slot is touched, and read again after the copy
      B  `number` is zeroed before the slot's fields, and read again after the copy
-   `run` explores all sixteen combinations of the four: a copy is whole if and only if A or B is
-   whole, in order of stores (sequential consistency and x86-TSO give the same), and as much
-   with WEAK, as long as the fences stand. So none of the four is needed while the other pair
-   is whole, which is why a test cannot catch the loss of one: it takes one of each pair. Both
-   are kept: A alone tells what is being overwritten when the producer is killed in between, B
-   alone holds against an `opening` that was scribbled on. Without fences (the python engine
-   on a weakly ordered machine, which `claim` refuses) neither helps. */
+   All sixteen combinations of the four are explored: a copy is whole if and only if A or B is
+   complete. That is so when stores are seen in order (sequentially consistent and x86-TSO are
+   the same to a reader) and with WEAK, as long as the fences stand. So none of the four is
+   needed alone under any of these orders, whoever dies, and no test can catch the loss of one;
+   losing one of each pair is caught. Both are kept: two words of two cache lines must be
+   scribbled on before a torn batch passes for a whole one. Without fences (the python engine on
+   a weakly ordered machine, which `claim` refuses) even both are not enough.
+
+   Not modelled: loads that overtake loads in the reader (`fence.acquire` stands between them),
+   the `state` that closes a recording, preambles, names and losses, several threads of a
+   producer, an exception raised within a record, what a snapshot leaves out by size and age,
+   and hostile memory. */
 
 #ifndef RINGS
 #define RINGS 1
@@ -851,7 +861,7 @@ inline write()
 inline forget()
 {
     d_step {
-        r = 0; k = 0; a = 0; v = 0; i = 0; round = 0; old = 0; wanted = 0; opening = 0; cut = 0;
+        r = 0; k = 0; a = 0; v = 0; i = 0; old = 0; wanted = 0; opening = 0; cut = 0;
         recorded = 0; kept = 0; copied = 0; trimmed = 0; slot = 0; count = 0;
         torn = false; missed = false; bad = false; some = false; once_more = false;
         do
@@ -873,7 +883,7 @@ inline forget()
 
 proctype Collector()
 {
-    byte r, k, a, v, i, round, old, wanted, opening, cut, recorded, kept, copied, trimmed;
+    byte r, k, a, v, i, old, wanted, opening, cut, recorded, kept, copied, trimmed;
     byte slot, count;
     bool torn, missed, bad, some, once_more, wished;
     byte entry[RINGS], looked[RINGS], noticed[RINGS], request[RINGS], requested[RINGS];
