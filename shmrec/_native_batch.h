@@ -254,8 +254,9 @@ static void rewind_stack(Batch *batch)
 cold bool turn(Batch *batch, uint64_t generation, uint64_t now)
 {
     bool newer = generation != batch->generation;
-    seal(batch, newer ? SHMREC_END_OF_GENERATION : 0);
+    seal(batch, newer ? SHMREC_END_OF_GENERATION : 0);  /* step: seal */
     if (newer) {
+        /* step: closed */
         publish(&batch->entry->closed_generation, generation ? generation - 1 : 0);
         if (load(&batch->control->state) == SHMREC_SEGMENT_CLOSED) {
             batch->slot = NULL;
@@ -269,16 +270,16 @@ cold bool turn(Batch *batch, uint64_t generation, uint64_t now)
     batch->number++;
     struct shmrec_slot *slot =
         (struct shmrec_slot *)(batch->ring + (batch->number - 1) % batch->slots * batch->slot_size);
-    publish(&batch->entry->opening, batch->number);
+    publish(&batch->entry->opening, batch->number);  /* step: opening */
     atomic_thread_fence(memory_order_release);
-    store(&slot->number, 0);
+    store(&slot->number, 0);  /* step: zero */
     atomic_thread_fence(memory_order_release);
-    store(&slot->generation, generation);
+    store(&slot->generation, generation);  /* step: fields */
     store(&slot->start_ns, now);
     store(&slot->committed, 0);
     store(&slot->first, batch->events);
     store(&slot->flags, 0);
-    publish(&slot->number, batch->number);
+    publish(&slot->number, batch->number);  /* step: number */
     /* The payload's plain stores may not overtake the number that they belong to. */
     atomic_thread_fence(memory_order_release);
     batch->slot = slot;
@@ -317,7 +318,7 @@ hot uint8_t *put_event(uint8_t *at, const Batch *batch, const Event *event, cons
 hot void commit(Batch *batch, uint8_t *end, uint64_t now)
 {
     batch->committed += (uint64_t)(end - batch->position) + ONE_EVENT;
-    publish(batch->committed_word, batch->committed);
+    publish(batch->committed_word, batch->committed);  /* step: committed */
     batch->position = end;
     batch->last = now;
 }
@@ -355,7 +356,7 @@ hot bool add(Batch *batch, const Event *event, uint64_t now)
 {
     bool recorded = false;
 
-    store(batch->writing_word, batch->writing + 1);
+    store(batch->writing_word, batch->writing + 1);  /* step: writing-odd */
     if (unlikely(batch->unfenced)) {
         atomic_thread_fence(memory_order_seq_cst);
     }
@@ -363,7 +364,7 @@ hot bool add(Batch *batch, const Event *event, uint64_t now)
         /* For the compiler; the processor's fence is the collector's. */
         atomic_signal_fence(memory_order_seq_cst);
     }
-    uint64_t generation = load(batch->generation_word);
+    uint64_t generation = load(batch->generation_word);  /* step: generation */
     if (likely(!now)) {
         now = clock_ns(&batch->clock, batch->last);
     }
@@ -371,7 +372,7 @@ hot bool add(Batch *batch, const Event *event, uint64_t now)
     if (likely(generation == batch->generation && batch->speaker_thread == batch->thread &&
                row->name == event->name &&
                has_room(batch, EVENT_MOST + event->tail_size))) {
-        uint8_t *end = put_event(batch->position, batch, event, row, now);
+        uint8_t *end = put_event(batch->position, batch, event, row, now);  /* step: payload */
         commit(batch, put_raw(end, event->tail, event->tail_size), now);
         recorded = true;
     }
@@ -381,7 +382,7 @@ hot bool add(Batch *batch, const Event *event, uint64_t now)
         recorded = add_with_care(batch, &given, generation, now);
     }
     batch->writing += 2;
-    publish(batch->writing_word, batch->writing);
+    publish(batch->writing_word, batch->writing);  /* step: writing-even */
     return recorded;
 }
 

@@ -338,7 +338,7 @@ static volatile uint64_t *make_guard(void)
         return NULL;
     }
     /* Where the kernel cannot, os.register_at_fork serves forks that are made through Python. */
-    (void)madvise(page, size, MADV_WIPEONFORK);
+    (void)madvise(page, size, MADV_WIPEONFORK);  /* step: guard */
     return page;
 }
 

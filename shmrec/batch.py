@@ -141,9 +141,9 @@ class OpenBatch:
             # Another thread detached while this one waited for the lock.
             return False
         newer = generation != self._generation
-        self._seal(SlotFlag.END_OF_GENERATION if newer else 0)
+        self._seal(SlotFlag.END_OF_GENERATION if newer else 0)  # step: seal
         if newer:
-            words[self._w_closed] = max(0, generation - 1)
+            words[self._w_closed] = max(0, generation - 1)  # step: closed
             if words[self._w_state] == SegmentState.CLOSED:
                 self._base = 0
                 self._guard[0] = 0
@@ -155,14 +155,14 @@ class OpenBatch:
         self._number = number = self._number + 1
         start = self._ring + (number - 1) % self._slots * self._slot_size
         base = start // layout.WORD
-        words[self._w_opening] = number
-        words[base + _NUMBER] = 0
-        words[base + _GENERATION] = generation
+        words[self._w_opening] = number  # step: opening
+        words[base + _NUMBER] = 0  # step: zero
+        words[base + _GENERATION] = generation  # step: fields
         words[base + _START] = now
         words[base + _COMMITTED] = 0
         words[base + _FIRST] = self._events
         words[base + _FLAGS] = 0
-        words[base + _NUMBER] = number
+        words[base + _NUMBER] = number  # step: number
         self._base = base
         self._w_committed = base + _COMMITTED
         self._position = start + SLOT.size

@@ -94,12 +94,14 @@ def take(segment: Segment, order: Order) -> Path:
     fenced = True
     while not flushes.done:
         old = ledger.advance(segment)
-        fenced = fence.barrier() and fenced
+        fenced = fence.barrier() and fenced  # step: fence
         # Enumerated after the advance: whoever attaches later starts in the new generation.
+        # step: enumerate
         producers = {entry.index: (reader, entry) for reader, entry in _claimed(readers)}
         flush = flushes.begin(old, producers, now_ns=time.monotonic_ns())
         _wait(flush, producers, order)
-        flushes.finish(time.monotonic_ns())
+        reached = fenced and all(entry.fenced for _, entry in producers.values())
+        flushes.finish(time.monotonic_ns(), fenced=reached)
     header = _header(segment, order)
     header.started_wall_ns = started_wall_ns
     header.generation = flushes.wanted
@@ -149,7 +151,7 @@ def _wait(flush: Flush, producers: Mapping[int, tuple[RingReader, Entry]], order
             ended = entry.state == EntryState.DETACHED or (index, entry.incarnation) in order.causes
             # Reading /proc costs more than all the rest: only for who seems stuck.
             if not ended and polls and writing % 2:
-                ended = not process.alive(entry.pid, entry.start_ticks)
+                ended = not process.alive(entry.pid, entry.start_ticks)  # step: look-ended
             flush.see(index, Sight(writing, closed, newest, ended))
         if flush.done or flush.expire(time.monotonic_ns()):
             return
@@ -321,10 +323,11 @@ def _write_producer(
     if heads and (not wished or wished[-1] is not heads[-1]):
         wished.append(heads[-1])
     copies = room.copies(reader, wished)
-    if not copies and heads:
-        # So fast that it lapped us: the newest batch, once more.
-        copies = room.copies(reader, reader.scan().heads[-1:])
-    if reader.incarnation() != entry.incarnation:
+    if not copies:
+        # So fast that it lapped us, perhaps within the scan: the newest batch, once more.
+        heads = reader.scan().heads
+        copies = room.copies(reader, heads[-1:])
+    if reader.incarnation() != entry.incarnation:  # step: owner-again
         return  # Another process took the ring over: nothing of this one is left.
     _count(producer, heads, copies)
     producer.damage = scan.damage[:_NOTES_LIMIT]

@@ -83,7 +83,7 @@ def claim(
         "detached_ns": 0,
         "engine": layout.ENGINES.index(engine_name),
         "fenced": int(fenced),
-        "incarnation": (words[ENTRY.word("incarnation", at)] & PLAUSIBLE) + 1,
+        "incarnation": (words[ENTRY.word("incarnation", at)] & PLAUSIBLE) + 1,  # step: incarnation
     }
     fence.release()
     for name, value in values.items():
@@ -98,7 +98,7 @@ def claim(
         fenced=fenced,
     )
     fence.release()
-    words[ENTRY.word("state", at)] = EntryState.LIVE
+    words[ENTRY.word("state", at)] = EntryState.LIVE  # step: live
     return index
 
 
@@ -112,7 +112,7 @@ def _choose(
 ) -> tuple[int, int]:
     """Mark a ring as being claimed by this process; its index and its entry's offset."""
     words = segment.words
-    with segment.locked(timeout):
+    with segment.locked(timeout):  # step: lock
         if segment.state == SegmentState.CLOSED:
             raise NoSuchRecordingError(f"recording {segment.name!r} has been closed")
         _leave_rings_of_before_exec(segment, started, held)
@@ -125,7 +125,7 @@ def _choose(
                 "taken: start it with more (--producers)"
             )
         at = segment.geometry.entry(index)
-        words[ENTRY.word("state", at)] = EntryState.CLAIMING
+        words[ENTRY.word("state", at)] = EntryState.CLAIMING  # step: claiming
         words[ENTRY.word("pid", at)] = os.getpid()
         words[ENTRY.word("start_ticks", at)] = started
     return index, at
@@ -161,7 +161,7 @@ def _clear(segment: Segment, index: int) -> None:
     number = SLOT["number"]
     for slot in range(geometry.slots):
         offset = geometry.ring(index) + slot * geometry.slot_size + number
-        words[offset // layout.WORD] = 0
+        words[offset // layout.WORD] = 0  # step: clear
     if words[ENTRY.word("opening", at)] >= 1 << 62:
         words[ENTRY.word("opening", at)] = 0
     words[ENTRY.word("writing", at)] = 0

@@ -88,7 +88,7 @@ class Flush:
 
     def expire(self, now_ns: int) -> bool:
         """Past the deadline, call the remaining producers stalled; whether it was."""
-        if now_ns < self.deadline:
+        if now_ns < self.deadline:  # step: deadline
             return False
         for producer in self.waiting:
             self._settle(producer, Evidence.STALLED)
@@ -103,7 +103,8 @@ class Flushes:
     """The flushes of one snapshot, in order.
 
     For each: `begin` with the generation before advancing, feed `current` until done, `finish`.
-    `evidence` is the wanted (first) generation's; a second look replaces "stalled".
+    `evidence` is the wanted (first) generation's; a second look replaces "stalled". Without
+    a fence the first look proves nothing, and the second one's evidence stands.
     """
 
     def __init__(self, count: int, *, deadline_ns: int) -> None:
@@ -133,14 +134,14 @@ class Flushes:
         self.current = Flush(old, producers, now_ns=now_ns, deadline_ns=left)
         return self.current
 
-    def finish(self, now_ns: int) -> None:
-        """Take the current flush's evidence over."""
+    def finish(self, now_ns: int, *, fenced: bool = True) -> None:
+        """Take the current flush's evidence over; were producers and collector `fenced`?"""
         flush = self.current
         if flush is None or not flush.done:
             raise RuntimeError("no flush that has seen every producer")
         self._left = max(0, flush.deadline - now_ns)
         for producer, evidence in flush.evidence.items():
             known = self.evidence.get(producer)
-            if known is None or (known is Evidence.STALLED and evidence is not Evidence.STALLED):
+            if known is None or known is Evidence.STALLED or not fenced:
                 self.evidence[producer] = evidence
         self.current = None

@@ -27,7 +27,7 @@ def advance(segment: Segment) -> int:
     fence.release()
     segment.words[base] = old + 1
     fence.release()
-    segment.set_word("generation", old + 1)
+    segment.set_word("generation", old + 1)  # step: advance
     return old
 
 

@@ -232,7 +232,7 @@ class Recorder:
             if ours:
                 entry = segment.geometry.entry(index)
                 segment.words[ENTRY.word("detached_ns", entry)] = time.monotonic_ns()
-                segment.words[ENTRY.word("state", entry)] = EntryState.DETACHED
+                segment.words[ENTRY.word("state", entry)] = EntryState.DETACHED  # step: detached
                 wake(self._wakeup)
             self._engine.revive = None
             self._wakeup = None

@@ -137,15 +137,15 @@ class RingReader:
 
     def progress(self) -> tuple[int, int, int]:
         """`writing`, `closed_generation`, and the newest batch's generation (0: none)."""
-        writing = self._word("writing")
-        closed = self._word("closed_generation")
+        writing = self._word("writing")  # step: look-writing
+        closed = self._word("closed_generation")  # step: look-closed
         opening = self._words[self._opening]
         newest = 0
         if 0 < opening < _IMPLAUSIBLE:
             base = self._slot(opening) // WORD
             if self._words[base + _NUMBER] == opening:
                 fence.acquire()
-                newest = self._words[base + _GENERATION]
+                newest = self._words[base + _GENERATION]  # step: look-newest
         # What is read of the ring from here on is at least as new as this evidence.
         fence.acquire()
         return writing, closed, newest
@@ -201,18 +201,18 @@ class RingReader:
         """The headers of all batches in the ring, in order of their numbers."""
         slots = self._slots
         scan = Scan([])
-        opening = self._words[self._opening]
+        opening = self._words[self._opening]  # step: scan-opening
         if opening >= _IMPLAUSIBLE:
             scan.damage.append(f"ring {self.index}: newest batch number {opening} is implausible")
             return scan
         # The number first and last: a header is of one batch if it stayed the same meanwhile.
         fence.acquire()
-        numbers = self._column(_NUMBER)
+        numbers = self._column(_NUMBER)  # step: scan-numbers
         fence.acquire()
-        columns = [numbers, *map(self._column, _SCANNED)]
+        columns = [numbers, *map(self._column, _SCANNED)]  # step: scan-fields
         fence.acquire()
-        columns.append(self._column(_NUMBER))
-        lapped = self._words[self._opening] - slots
+        columns.append(self._column(_NUMBER))  # step: scan-again
+        lapped = self._words[self._opening] - slots  # step: scan-lapped
         oldest = max(1, opening - slots + 1)
         rows = list(zip(*columns, range(self._ring, self._end, self._slot_size), strict=True))
         split = (oldest - 1) % slots
@@ -278,7 +278,7 @@ class RingReader:
             return None
         size, count, flags = renewed
         start = head.offset + SLOT.size
-        payload = bytes(self._view[start : start + size])
+        payload = bytes(self._view[start : start + size])  # step: copy-payload
         if not self._still_there(head):
             return None
         head.size, head.count, head.flags = size, count, flags
@@ -294,7 +294,7 @@ class RingReader:
         payload = room[:size]
         if len(payload) < size:
             return self.copy(head)
-        payload[:] = self._view[start : start + size]
+        payload[:] = self._view[start : start + size]  # step: copy-payload
         if not self._still_there(head):
             return None
         head.size, head.count, head.flags = size, count, flags
@@ -303,7 +303,7 @@ class RingReader:
     def _renewed(self, head: Head) -> tuple[int, int, int] | None:
         """The batch's committed bytes and events and its flags as of now, checked."""
         base = head.offset // WORD
-        committed = self._words[base + _COMMITTED]
+        committed = self._words[base + _COMMITTED]  # step: copy-committed
         flags = self._words[base + _FLAGS]
         size, count = committed & SIZE_MASK, committed >> COUNT_SHIFT
         if size > self._payload_size or count > size:
@@ -314,9 +314,9 @@ class RingReader:
     def _still_there(self, head: Head) -> bool:
         """Whether what was copied before this call was the batch's."""
         fence.acquire()
-        if self._words[self._opening] >= head.number + self._slots:
+        if self._words[self._opening] >= head.number + self._slots:  # step: copy-opening
             return False
-        found: int = self._words[head.offset // WORD + _NUMBER]
+        found: int = self._words[head.offset // WORD + _NUMBER]  # step: copy-number
         return found == head.number
 
     def recorded(self, heads: Sequence[Head]) -> int:

@@ -128,7 +128,7 @@ class Writer(OpenBatch):
         # The kernel clears the page in a forked child, whoever called fork; where it cannot,
         # os.register_at_fork does it for forks made through Python.
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            self._guard_page.madvise(_MADV_WIPEONFORK)
+            self._guard_page.madvise(_MADV_WIPEONFORK)  # step: guard
         self._guard = memoryview(self._guard_page).cast("Q")
         self._next_span = 0
         self._inherited = 0
@@ -362,9 +362,9 @@ class Writer(OpenBatch):
             self._busy = True
             words = self._words
             w_writing = self._w_writing
-            words[w_writing] = self._writing + 1
+            words[w_writing] = self._writing + 1  # step: writing-odd
             try:
-                generation = words[self._w_generation]
+                generation = words[self._w_generation]  # step: generation
                 clock = self._clock
                 now = clock()
                 if generation != self._generation and not self._turn(generation, now):
@@ -388,9 +388,9 @@ class Writer(OpenBatch):
                     if end > self._limit:
                         self._lost("oversized")
                         return
-                self._view[self._position : end] = data
+                self._view[self._position : end] = data  # step: payload
                 self._committed = committed = self._committed + len(data) + _ONE_EVENT
-                words[self._w_committed] = committed
+                words[self._w_committed] = committed  # step: committed
                 self._position = end
                 self._last = now
                 if span:
@@ -409,7 +409,7 @@ class Writer(OpenBatch):
             finally:
                 # Not so in a child that a signal handler forked: the words are the parent's.
                 if self._busy:
-                    self._writing = words[w_writing] = self._writing + 2
+                    self._writing = words[w_writing] = self._writing + 2  # step: writing-even
                     self._busy = False
             if self._deferred:
                 self._drain()

@@ -55,6 +55,7 @@ ONCE = {
     "test_incidents",
     "test_layers",
     "test_lookout",
+    "test_model",
     "test_native",
     "test_native_leaks",
     "test_native_memory",

@@ -15,6 +15,7 @@ from shmrec import capture
 from shmrec.capture import CaptureStopped, Order
 from shmrec.errors import RequestFailedError
 from shmrec.layout import ENTRY, EntryState, Geometry
+from shmrec.ring import RingReader, Scan
 from shmrec.segment import Segment, create, open_segment
 from shmrec.writer import Writer
 
@@ -104,6 +105,29 @@ def test_cold_memory_with_an_implausible_clock_is_written_all_the_same(
     path = capture.take_cold(segment, Order(directory=tmp_path, size=RING, period_ns=1 << 60))
     header = shmrec.read(path).header
     assert abs(header.taken_wall_ns - time.time_ns()) < 3_600_000_000_000
+
+
+def test_of_a_producer_that_laps_the_scan_the_newest_batch_is_kept_and_all_is_counted(
+    tmp_path: Path, made: Callable[[int], Segment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = made(1)
+    scan, calls = RingReader.scan, 0
+
+    def lapped(reader: RingReader) -> Scan:
+        nonlocal calls
+        calls += 1
+        # After those that find the last sign of life and choose the generations.
+        return Scan([]) if calls == 3 else scan(reader)
+
+    monkeypatch.setattr(RingReader, "scan", lapped)
+    order = Order(directory=tmp_path, size=RING, period_ns=1 << 60)
+    snapshot = shmrec.read(capture.take_cold(segment, order))
+    [producer] = snapshot.producers
+    assert producer.recorded == 2 * RING // 1000
+    assert snapshot.batches == 1
+    kept = [event.args["n"] for event in snapshot.events() if event.kind == "instant"]
+    assert kept[-1] == producer.recorded - 1
+    assert producer.recorded == len(kept) + producer.trimmed + producer.losses["overwritten"]
 
 
 def test_a_stop_is_obeyed_at_every_batch_and_leaves_no_file(

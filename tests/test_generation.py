@@ -78,6 +78,18 @@ def test_two_flushes_keep_the_evidence_of_the_first_and_mend_stalled_by_the_seco
     assert flushes.evidence == {0: Evidence.CLOSED, 1: Evidence.IDLE, 2: Evidence.IDLE}
 
 
+@pytest.mark.parametrize(("fenced", "evidence"), [(True, "idle"), (False, "stalled")])
+def test_without_a_fence_only_the_last_look_counts(fenced: bool, evidence: str) -> None:
+    flushes = Flushes(2, deadline_ns=10)
+    flushes.begin(7, [0], now_ns=0).see(0, sight(writing=4))
+    flushes.finish(1, fenced=fenced)
+    second = flushes.begin(8, [0], now_ns=1)
+    second.see(0, sight(writing=5))
+    second.expire(10)
+    flushes.finish(10, fenced=fenced)
+    assert flushes.evidence == {0: evidence}
+
+
 def test_the_flushes_of_a_snapshot_share_one_deadline() -> None:
     flushes = Flushes(2, deadline_ns=10)
     first = flushes.begin(7, [0], now_ns=0)
