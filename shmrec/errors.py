@@ -15,6 +15,7 @@ __all__ = [
     "EngineError",
     "LayoutMismatchError",
     "LockedError",
+    "NoSuchProcessError",
     "NoSuchRecordingError",
     "NoSuchSnapshotError",
     "NotComparableError",
@@ -84,6 +85,10 @@ class AttachError(ShmrecError):
 
 class RingsTakenError(AttachError):
     """Every ring of the recording belongs to a live process or holds unsaved evidence."""
+
+
+class NoSuchProcessError(ShmrecError):
+    """The process that was named is not in the recording."""
 
 
 class CollectorError(ShmrecError):

@@ -34,6 +34,7 @@ __all__ = [
 REQUEST: Final = "request"
 """What the integrations call the span of a request."""
 _LATELY: Final = 5_000_000_000
+_BRIEFLY: Final = 500_000_000
 _DAMAGE_SHOWN: Final = 3
 _THREADS_NAMED: Final = 4
 _MILLION: Final = 1_000_000
@@ -249,11 +250,16 @@ def _trend(producer: Producer) -> Trend | None:
     sizes = [row[_RSS] for row in rows if row[_RSS] >= 0]
     if not sizes:
         sizes = [-1]
-    lately = [row for row in rows if row[_TIME] >= last[_TIME] - _LATELY and row[_CPU] >= 0]
     cpu = None
-    if len(lately) > 1 and lately[-1][_TIME] > lately[0][_TIME]:
-        used = lately[-1][_CPU] - lately[0][_CPU]
-        cpu = max(0.0, used / (lately[-1][_TIME] - lately[0][_TIME]))
+    # As short as can be told from the kernel's ticks: what it does now is what matters.
+    before = [
+        row
+        for row in rows
+        if _BRIEFLY <= last[_TIME] - row[_TIME] <= _LATELY and min(row[_CPU], last[_CPU]) >= 0
+    ]
+    if before:
+        used = last[_CPU] - before[-1][_CPU]
+        cpu = max(0.0, used / (last[_TIME] - before[-1][_TIME]))
     return Trend(
         rows[0][_TIME], last[_TIME], sizes[0], sizes[-1], max(producer.peak_rss, *sizes, 0),
         limit, cpu, last[_THREADS], last[_FILES], last[_STATE],

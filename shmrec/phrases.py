@@ -38,7 +38,7 @@ LOST: Final = {
     "unencodable": "of which no bounded form could be made",
     "interrupted": "cut off by a signal handler that raised",
     "closed": "made after the recording had ended",
-    "unmatched": "ends of spans that were not open",
+    "unmatched": "that would end spans which were not open",
     "no_memory": "for which there was no memory",
 }
 """What each cause of a loss means: "N events ...". """

@@ -161,7 +161,7 @@ def test_a_suspect_is_shown_like_a_death(tmp_path: Path) -> None:
     assert any(
         line.endswith("2.0 s after the trigger, the first of its incident") for line in lines
     )
-    assert "  not taken  because of limits, snapshots caused 3 by log" in lines
+    assert "  not taken  snapshots because of limits: 3 by log" in lines
     assert "Suspect: pid 101 (w 1), 1.3 s into `request path=/export`" in lines
     assert "  because     the trigger names it" in lines
     assert "  it was      running (its main thread), using 99% of a processor" in lines

@@ -107,6 +107,12 @@ def test_memory_and_processor(tmp_path: Path) -> None:
     assert (trend.growth, trend.limit, trend.threads, trend.files) == (200 * MIB, 512 * MIB, 3, 12)
     assert trend.cpu == pytest.approx(0.97)
     assert finding.waiting == "running (its main thread), using 97% of a processor"
+    # What it did before the last second or so does not count.
+    late = [[row[0], 1, 0, 3, 12, "R"] for row in facts(1, 1, 1, every=1)]
+    late[-1][2] = SECOND
+    finding = analysed(tmp_path, (producer(facts=late), [])).findings[0]
+    assert finding.trend is not None
+    assert finding.trend.cpu == pytest.approx(1.0)
     doing = {"wchan": "futex_wait_queue", "syscall": "futex"}
     finding = analysed(tmp_path, (producer(doing=doing), [])).findings[0]
     assert finding.waiting == "in system call futex, waiting in futex_wait_queue"

@@ -106,7 +106,7 @@ def _what_happened(screen: Screen, snapshot: Snapshot, analysis: Analysis) -> No
         if type(number) is int and number > 0
     ]
     if suppressed:
-        rows.append(("not taken", f"because of limits, snapshots caused {some(suppressed)}"))
+        rows.append(("not taken", f"snapshots because of limits: {some(suppressed)}"))
     print_rows(screen, rows, indent=2)
     wide = max(len(name) for name, _ in rows)
     # Unbroken, to be copied.

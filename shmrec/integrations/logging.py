@@ -102,7 +102,8 @@ class Handler(logging.Handler):
             args["error"] = called(record.exc_info[0])
         self._recorder.record(LOG, record.name, args)
         if self.snapshot is not None and level >= self.snapshot:
-            self._recorder.trigger("log", f"{record.name}: {message}")
+            first = message.lstrip().partition("\n")[0]
+            self._recorder.trigger("log", f"{record.name}: {first}")
 
 
 def _number(level: int | str) -> int:

@@ -156,7 +156,7 @@ def test_a_snapshot_is_called_for_at_its_level_and_above(
     logger.addHandler(Handler(snapshot="ERROR"))
     logger.warning("not yet")
     assert words(made) == []
-    logger.critical("now")
+    logger.critical("now\nand how it came")
     assert [reason for _, _, reason in words(made)] == ["shop.orders: now"]
 
 

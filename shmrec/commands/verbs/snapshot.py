@@ -10,11 +10,12 @@ from typing import Final
 
 import click
 
-from shmrec import requests, store
+from shmrec import live, requests, store
 from shmrec.commands.parameters import open_recording, recording_arguments
 from shmrec.commands.terminal import print_path
-from shmrec.errors import CollectorError
+from shmrec.errors import CollectorError, NoSuchProcessError
 from shmrec.layout import REASON_BYTES, Stacks, Verb
+from shmrec.segment import Segment
 from shmrec.wakeup import open_wakeup
 
 _EPILOG: Final = """\b
@@ -73,6 +74,7 @@ def command(
     if output is not None and not piped:
         store.check_free(output)
     with open_recording(name, path, writable=True) as segment:
+        _check_asked(segment, stacks)
         verb = Verb.SNAPSHOT if output is None else Verb.TRANSFER
         taken = requests.ask(
             segment, open_wakeup(segment), verb, reason=reason, argument=stacks, timeout=timeout
@@ -110,3 +112,13 @@ def _to_wish(value: str | None) -> tuple[int, int]:
             f"{value!r} is no process: write --stacks=PID, or --stacks for all"
         )
     return Stacks.ONE, int(value)
+
+
+def _check_asked(segment: Segment, stacks: tuple[int, int]) -> None:
+    """Whoever names a process means one that is there."""
+    wish, pid = stacks
+    if wish == Stacks.ONE and pid not in [each.entry.pid for each in live.producers(segment)]:
+        raise NoSuchProcessError(
+            f"no process {pid} in recording {segment.name!r}: `shmrec-dump ps {segment.name}` "
+            "shows who is there"
+        )
