@@ -298,6 +298,16 @@ def test_one_that_was_too_slow_for_politeness_answers_once(memory: Segment, star
     assert area(memory, entry_of(memory, slow.pid).index)[STACK["asked"] :].strip(b"\0") == b""
 
 
+def test_after_a_polite_request_it_is_looked_at_anew(memory: Segment, start: Start) -> None:
+    # While it was given time it became one that must not be sent the other signal.
+    changed = start(
+        "join()\ndef closes(*_):\n    os.closerange(3, 1024)\n"
+        f"signal.signal({polite_signal(stack_signal())}, closes)" + STAY
+    )
+    changed.line()
+    assert "closed the descriptor" in ask(memory, changed.pid).note
+
+
 @pytest.mark.parametrize("raised", ["MemoryError", "TypeError"])
 def test_the_polite_handler_raises_nothing(memory: Segment, start: Start, raised: str) -> None:
     plain = start(
