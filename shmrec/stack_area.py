@@ -161,7 +161,9 @@ class _Dump:
         self._word("stack_wanted", 0)
 
     def _answered(self) -> bool:
-        return self._read_word("stack_answered") == self._ticket
+        answered = self._read_word("stack_answered") == self._ticket
+        fence.acquire()
+        return answered
 
     def _word(self, name: str, value: int) -> None:
         self._segment.words[ENTRY.word(name, self._at)] = value
@@ -249,11 +251,21 @@ class _Dump:
         """Take the text if it is all there, or, when it is late, what is; whether that was it."""
         late = time.monotonic() > deadline
         if self._ticket and not self._answered():
-            begun = bool(_text(self._segment, self._entry.index, ASKED)[0])
-            if not late and (begun or time.monotonic() < self._polite_until):
+            if not late and time.monotonic() < self._polite_until:
+                return False
+            # From now on it does not begin. What it has begun it goes on with, and the other
+            # signal would come in the middle of that.
+            self._word("stack_wanted", 0)
+            # It had time to end, or to become another program.
+            why = "" if late else self._obstacle()
+            if not late and _text(self._segment, self._entry.index, ASKED)[0]:
                 return False
             self._give_up_politeness()
-            return self._end(done=False) if late else not self._insist()
+            if late:
+                return self._end(done=False)
+            if why:
+                self.note(why)
+            return bool(why) or not self._insist()
         if self._ticket:
             self._give_up_politeness()
             return self._end(done=True)

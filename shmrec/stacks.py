@@ -38,7 +38,7 @@ from _thread import RLock
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
-from shmrec import threads
+from shmrec import fence, threads
 from shmrec.errors import SegmentError
 from shmrec.guarded import map_guarded, unmap_guarded
 from shmrec.ignored import ignore_signal
@@ -307,16 +307,24 @@ def _listen_politely() -> int:
 
 def _leave_stacks(number: int, frame: object) -> None:
     """The handler in Python: writes them if they are still wanted."""
-    place, known = _place, _descriptors.get("asked")
-    if place is None or known is None or _pid != os.getpid():
-        return
-    with contextlib.suppress(ValueError, OSError, RuntimeError):
+    # All of it, and without a call outside: the application may be at the end of its stack, or of
+    # memory, and what is raised here would come out of whatever it is doing.
+    try:
+        place, known = _place, _descriptors.get("asked")
+        if place is None or known is None or _pid != os.getpid() or not _still_ours("asked"):
+            return
         entry = place.segment.geometry.entry(place.ring)
         words = place.segment.words
+        answered = ENTRY.word("stack_answered", entry)
+        # Last: by now it may have been given up, and the other signal be on its way.
         wanted = words[ENTRY.word("stack_wanted", entry)]
-        if wanted and _still_ours("asked"):
+        # An earlier signal may have been come to when this request was there already.
+        if wanted and words[answered] != wanted:
             faulthandler.dump_traceback(known.number, all_threads=True)
-            words[ENTRY.word("stack_answered", entry)] = wanted
+            fence.release()
+            words[answered] = wanted
+    except Exception:
+        return
 
 
 LEAVING: Final = _leave_stacks.__name__

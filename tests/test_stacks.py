@@ -266,6 +266,78 @@ def test_a_process_that_can_is_asked_politely(memory: Segment, start: Start) -> 
     assert area(memory, entry_of(memory, busy.pid).index)[STACK["asked"] :].strip(b"\0") == b""
 
 
+def test_a_polite_request_is_answered_once(memory: Segment, start: Start) -> None:
+    # The main thread may come to an earlier signal when it has just been asked again.
+    plain = start("join()" + 3 * STAY)
+    plain.line()
+    entry = entry_of(memory, plain.pid)
+    at = memory.geometry.entry(entry.index)
+    memory.words[ENTRY.word("stack_wanted", at)] = 7
+    for _ in range(2):
+        plain.kill(polite_signal(stack_signal()))
+        plain.say()
+        plain.line()
+        assert memory.words[ENTRY.word("stack_answered", at)] == 7
+    assert area(memory, entry.index)[STACK["asked"] :].count(b"Current thread ") == 1
+
+
+def test_one_that_was_too_slow_for_politeness_answers_once(memory: Segment, start: Start) -> None:
+    slow = start(
+        "from shmrec import stacks\n"
+        "real = stacks._still_ours\n"
+        "def held(name):\n    stacks._still_ours = real\n    say('held')\n    os.read(0, 1)\n"
+        "    return real(name)\n"
+        "join()\nstacks._still_ours = held\nsay('in')\nos.read(0, 1)"
+    )
+    slow.line()
+    assert ask(memory, slow.pid).text
+    assert slow.line() == "held"
+    slow.say()
+    slow.say()
+    assert slow.wait() == 0
+    assert area(memory, entry_of(memory, slow.pid).index)[STACK["asked"] :].strip(b"\0") == b""
+
+
+def test_after_a_polite_request_it_is_looked_at_anew(memory: Segment, start: Start) -> None:
+    # While it was given time it became one that must not be sent the other signal.
+    changed = start(
+        "join()\ndef closes(*_):\n    os.closerange(3, 1024)\n"
+        f"signal.signal({polite_signal(stack_signal())}, closes)" + STAY
+    )
+    changed.line()
+    assert "closed the descriptor" in ask(memory, changed.pid).note
+
+
+@pytest.mark.parametrize("raised", ["MemoryError", "TypeError"])
+def test_the_polite_handler_raises_nothing(memory: Segment, start: Start, raised: str) -> None:
+    plain = start(
+        "from shmrec import stacks\n"
+        "real = stacks._still_ours\n"
+        f"def fails(name):\n    stacks._still_ours = real\n    say('failed')\n    raise {raised}\n"
+        "join()\nstacks._still_ours = fails" + STAY
+    )
+    plain.line()
+    assert ask(memory, plain.pid).text
+    assert plain.line() == "failed"
+    plain.say()
+    assert plain.wait() == 0
+
+
+def test_the_polite_handler_raises_nothing_at_the_end_of_the_stack(start: Start) -> None:
+    # Python itself cannot call a handler where there is room for no call at all.
+    deep = start(
+        "import _thread\njoin()\n"
+        f"send, me, number = os.kill, os.getpid(), {polite_signal(stack_signal())}\n"
+        "def deeper(n):\n    if n: return deeper(n - 1)\n    send(me, number)\n"
+        "def fits(n):\n"
+        "    try: deeper(n)\n    except RecursionError: return False\n    return True\n"
+        "sent, send = send, lambda *_: None\n"
+        "n = next(n for n in range(2000, 0, -1) if fits(n))\n"
+        "send = sent\nsay([n - k for k in range(10) if not fits(n - k)])"
+    )
+    assert deep.line() == "[]"
+
+
 def test_it_is_written_by_the_thread_that_runs(memory: Segment, start: Start) -> None:
     # Any other would read what that one is changing.
     busy = start(
