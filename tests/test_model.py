@@ -55,6 +55,7 @@ def test_the_batch_is_opened_in_the_order_of_the_list_by_both_engines_and_the_mo
     assert [step for step in model if step in opening] == opening
 
 
+@pytest.mark.stress
 @pytest.mark.skipif(shutil.which("spin") is None, reason="spin is not installed")
 @pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="no C compiler")
 def test_the_quick_part_holds_and_its_mutants_are_caught() -> None:
