@@ -23,7 +23,7 @@ from shmrec.generation import Evidence, Flush, Flushes, Sight
 from shmrec.layout import EntryState
 from shmrec.manifest import ENDED, Cause, Header, Producer, Stack
 from shmrec.naming import check_name
-from shmrec.ring import Batch, BatchView, Entry, Head, RingReader
+from shmrec.ring import Batch, BatchView, Entry, Head, RingReader, readers
 from shmrec.segment import Segment
 from shmrec.snapshot_file import FileWriter
 from shmrec.stack_area import fatal_stack
@@ -65,17 +65,9 @@ class Order:
     stop: Callable[[], bool] = bool
 
 
-def _readers(segment: Segment) -> list[RingReader]:
-    geometry = segment.geometry
-    return [
-        RingReader(segment.view, segment.words, geometry, index)
-        for index in range(geometry.producers)
-    ]
-
-
-def _claimed(readers: Sequence[RingReader]) -> list[tuple[RingReader, Entry]]:
+def _claimed(rings: Sequence[RingReader]) -> list[tuple[RingReader, Entry]]:
     found = []
-    for reader in readers:
+    for reader in rings:
         if reader.incarnation():
             entry = reader.entry()
             if entry.state in (EntryState.LIVE, EntryState.DETACHED):
@@ -88,7 +80,7 @@ def take(segment: Segment, order: Order) -> Path:
 
     Raises `SnapshotWriteError`, or `CaptureStopped` when ``order.stop()`` became true.
     """
-    readers = _readers(segment)
+    rings = readers(segment)
     flushes = Flushes(order.flushes, deadline_ns=order.deadline_ns)
     started_wall_ns = time.time_ns()
     fenced = True
@@ -97,7 +89,7 @@ def take(segment: Segment, order: Order) -> Path:
         fenced = fence.barrier() and fenced  # step: fence
         # Enumerated after the advance: whoever attaches later starts in the new generation.
         # step: enumerate
-        producers = {entry.index: (reader, entry) for reader, entry in _claimed(readers)}
+        producers = {entry.index: (reader, entry) for reader, entry in _claimed(rings)}
         flush = flushes.begin(old, producers, now_ns=time.monotonic_ns())
         _wait(flush, producers, order)
         reached = fenced and all(entry.fenced for _, entry in producers.values())
@@ -107,10 +99,10 @@ def take(segment: Segment, order: Order) -> Path:
     header.generation = flushes.wanted
     header.flushes = order.flushes
     header.fenced = fenced and all(
-        entry.fenced for _, entry in _claimed(readers) if entry.state == EntryState.LIVE
+        entry.fenced for _, entry in _claimed(rings) if entry.state == EntryState.LIVE
     )
     evidence = {index: str(found) for index, found in flushes.evidence.items()}
-    for _, entry in _claimed(readers):
+    for _, entry in _claimed(rings):
         # Attached after the last enumeration, and so in a newer generation from its start.
         evidence.setdefault(entry.index, str(Evidence.CLOSED))
     return _write(segment, order, header, evidence)
@@ -122,7 +114,7 @@ def take_cold(segment: Segment, order: Order) -> Path:
     header.started_wall_ns = header.taken_wall_ns
     seen: set[int] = set()
     last = segment.word("heartbeat_ns")
-    for heads in _heads(_claimed(_readers(segment)), seen):
+    for heads in _heads(_claimed(readers(segment)), seen):
         last = max([last, *(head.start_ns for head in heads)])
     header.generation = max(seen, default=0)
     # The clock stopped with the last sign of life: however late this is read, ages are those
@@ -227,7 +219,7 @@ def oldest_kept(
 
 
 def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int, str]) -> Path:
-    claimed = _claimed(_readers(segment))
+    claimed = _claimed(readers(segment))
     seen: set[int] = set()
     oldest = oldest_kept(
         _heads(claimed, seen),

@@ -35,7 +35,6 @@ from shmrec.errors import SegmentError, ShmrecError
 from shmrec.incidents import REQUEST, Plan
 from shmrec.layout import SegmentState, Stacks, Status, Verb
 from shmrec.manifest import Stack
-from shmrec.ring import RingReader
 from shmrec.roster import Roster
 from shmrec.segment import Segment
 from shmrec.stack_area import Asking, take_stacks
@@ -95,11 +94,7 @@ class Collector:
         self.settings = settings
         self.stopping = False
         self.roster = Roster(segment)
-        self._readers = [
-            RingReader(segment.view, segment.words, segment.geometry, index)
-            for index in range(segment.geometry.producers)
-        ]
-        self._alarms = Alarms(segment, settings, self._readers, self._stacks_of)
+        self._alarms = Alarms(segment, settings, self.roster.readers, self._stacks_of)
         _prepare_for_many()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup = open_wakeup(segment, create=True)
@@ -220,7 +215,7 @@ class Collector:
 
     def _take_stacks(self, wanted: Callable[[Watched], bool]) -> Taken:
         chosen = [watched for watched in self.roster.living() if wanted(watched)]
-        entries = ((each, self._readers[each.index].entry()) for each in chosen)
+        entries = ((each, self.roster.readers[each.index].entry()) for each in chosen)
         asking = [
             Asking(entry, each.pidfd)
             for each, entry in entries

@@ -15,7 +15,7 @@ from shmrec.ending import Ending, find_ending
 from shmrec.errors import NoSuchRecordingError, ShmrecError, UnfinishedSegmentError
 from shmrec.layout import EntryState, SegmentState
 from shmrec.naming import names
-from shmrec.ring import Entry, Head, RingReader
+from shmrec.ring import Entry, Head, RingReader, readers
 from shmrec.segment import Segment, open_segment
 
 __all__ = ["LiveProducer", "Recording", "look", "producers", "recordings"]
@@ -141,12 +141,7 @@ def producers(segment: Segment) -> list[LiveProducer]:
 
 
 def _claimed(segment: Segment) -> list[RingReader]:
-    geometry = segment.geometry
-    readers = [
-        RingReader(segment.view, segment.words, geometry, index)
-        for index in range(geometry.producers)
-    ]
-    return [reader for reader in readers if reader.incarnation()]
+    return [reader for reader in readers(segment) if reader.incarnation()]
 
 
 def _foreign(segment: Segment) -> bool:

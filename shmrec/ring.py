@@ -31,8 +31,9 @@ from shmrec.layout import (
     Geometry,
     StackFlag,
 )
+from shmrec.segment import Segment
 
-__all__ = ["Batch", "BatchView", "Entry", "Head", "RingReader"]
+__all__ = ["Batch", "BatchView", "Entry", "Head", "RingReader", "readers"]
 
 _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
     SLOT.word(name) for name in ("number", "generation", "start_ns", "committed", "first", "flags")
@@ -322,3 +323,12 @@ class RingReader:
     def recorded(self, heads: Sequence[Head]) -> int:
         """Events recorded since the producer attached, as far as its ring tells."""
         return heads[-1].first + heads[-1].count if heads else 0
+
+
+def readers(segment: Segment) -> list[RingReader]:
+    """One for each of the segment's rings, claimed or not, in their order."""
+    geometry = segment.geometry
+    return [
+        RingReader(segment.view, segment.words, geometry, index)
+        for index in range(geometry.producers)
+    ]

@@ -26,7 +26,7 @@ from shmrec.facts import Facts
 from shmrec.kills import Kills, Memory
 from shmrec.layout import ENTRY, EntryState
 from shmrec.manifest import Cause
-from shmrec.ring import Entry, RingReader
+from shmrec.ring import Entry, readers
 from shmrec.segment import Segment
 
 __all__ = ["Roster"]
@@ -60,10 +60,8 @@ class Roster:
         self._kills: Final = Kills()
         self._known: dict[int, _Known] = {}
         self._sampled = 0
-        self._readers = [
-            RingReader(segment.view, segment.words, segment.geometry, index)
-            for index in range(segment.geometry.producers)
-        ]
+        self.readers: Final = readers(segment)
+        """Of all rings, by index."""
 
     def look(self, now: int, *, tick: bool = False) -> None:
         """Notice who has come, left or died; at a `tick`, take samples of those who are there.
@@ -124,7 +122,7 @@ class Roster:
 
     def anybody(self) -> bool:
         """Whether a live process has a ring or is getting one."""
-        for reader in self._readers:
+        for reader in self.readers:
             entry = reader.entry()
             if entry.state in (EntryState.LIVE, EntryState.CLAIMING) and process.alive(
                 entry.pid, entry.start_ticks
@@ -155,7 +153,7 @@ class Roster:
     def _notice_producers(self, now: int) -> None:
         words, geometry = self._segment.words, self._segment.geometry
         alive = False
-        for index, reader in enumerate(self._readers):
+        for index, reader in enumerate(self.readers):
             at = geometry.entry(index)
             incarnation = words[ENTRY.word("incarnation", at)]
             if not incarnation:
@@ -190,7 +188,7 @@ class Roster:
             if self._dying(index) or not self.watcher.gone(watched):
                 continue
             self._known[index].memory.end()
-            entry = self._readers[index].entry()
+            entry = self.readers[index].entry()
             if entry.state == EntryState.DETACHED or entry.incarnation != watched.incarnation:
                 self.watcher.forget(index)
                 continue

@@ -26,7 +26,7 @@ from shmrec.errors import (
     SegmentError,
 )
 from shmrec.layout import Geometry, SegmentState
-from shmrec.ring import RingReader
+from shmrec.ring import readers
 from shmrec.segment import Segment
 from shmrec.triggers import STACKS, Trigger
 from shmrec.wakeup import remove_wakeup
@@ -139,19 +139,15 @@ def _inhabited(segment: Segment) -> bool:
     """Whether a live process is attached."""
     if not segment.same_boot():
         return False
-    for index in range(segment.geometry.producers):
-        entry = RingReader(segment.view, segment.words, segment.geometry, index).entry()
+    for reader in readers(segment):
+        entry = reader.entry()
         if entry.attached and process.alive(entry.pid, entry.start_ticks):
             return True
     return False
 
 
 def _used(segment: Segment) -> bool:
-    readers = (
-        RingReader(segment.view, segment.words, segment.geometry, index)
-        for index in range(segment.geometry.producers)
-    )
-    return any(reader.incarnation() for reader in readers)
+    return any(reader.incarnation() for reader in readers(segment))
 
 
 def _replace_stale(segment: Segment, settings: Settings) -> None:

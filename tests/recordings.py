@@ -10,7 +10,7 @@ from shmrec import requests
 from shmrec.decoder import Event, decode
 from shmrec.layout import TRIGGERS, Geometry, Status, Verb
 from shmrec.requests import Request
-from shmrec.ring import RingReader
+from shmrec.ring import RingReader, readers
 from shmrec.segment import Segment, create
 
 
@@ -25,11 +25,7 @@ def unserved(name: str, producers: int = 4) -> Iterator[Segment]:
 
 def rings(segment: Segment) -> list[RingReader]:
     """The rings that somebody has claimed, in their order."""
-    found = [
-        RingReader(segment.view, segment.words, segment.geometry, index)
-        for index in range(segment.geometry.producers)
-    ]
-    return [reader for reader in found if reader.incarnation()]
+    return [reader for reader in readers(segment) if reader.incarnation()]
 
 
 def events_of(reader: RingReader) -> list[Event]:

@@ -18,7 +18,7 @@ from shmrec import guarded, layout, process, segment
 from shmrec.extension import EXTENSION
 from shmrec.layout import ENTRY, STACK, Geometry, StackFlag
 from shmrec.manifest import Stack
-from shmrec.ring import Entry, RingReader
+from shmrec.ring import Entry, readers
 from shmrec.segment import Segment
 from shmrec.stack_area import POLITE_SECONDS, Asking, fatal_stack, take_stacks
 from shmrec.stacks import polite_signal, stack_signal
@@ -63,8 +63,8 @@ def start(script: Callable[..., Script], memory: Segment) -> Start:
 
 
 def entry_of(memory: Segment, pid: int) -> Entry:
-    readers = (RingReader(memory.view, memory.words, memory.geometry, n) for n in range(4))
-    entries = [entry for entry in (reader.entry() for reader in readers) if entry.pid == pid]
+    everybody = [reader.entry() for reader in readers(memory)]
+    entries = [entry for entry in everybody if entry.pid == pid]
     return max(entries, key=lambda entry: entry.attached_ns)
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from shmrec import process
 from shmrec.errors import LayoutMismatchError, NoSuchRecordingError, WrongOwnerError
-from shmrec.ring import RingReader
+from shmrec.ring import readers
 from shmrec.segment import Segment, open_segment
 
 __all__ = ["LABEL", "choose", "masters", "others", "parent", "service_name"]
@@ -72,8 +72,8 @@ def others(segment: Segment) -> dict[int, str]:
     if not segment.same_boot():
         return {}
     found = {}
-    for index in range(segment.geometry.producers):
-        entry = RingReader(segment.view, segment.words, segment.geometry, index).entry()
+    for reader in readers(segment):
+        entry = reader.entry()
         if not entry.attached or entry.pid == os.getpid():
             continue
         if process.alive(entry.pid, entry.start_ticks):

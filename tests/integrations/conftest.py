@@ -10,7 +10,19 @@ from pathlib import Path
 
 import pytest
 
+import shmrec
+from shmrec.segment import Segment
 from tests.integrations.gunicorn_service import HOOKS, WSGI, Service, Start
+from tests.recordings import unserved
+
+
+@pytest.fixture
+def made(recording_name: str) -> Iterator[Segment]:
+    """A recording that nobody serves, to which this process is attached."""
+    with unserved(recording_name) as opened:
+        attached = shmrec.attach(opened.name, required=True, exceptions=False)
+        yield opened
+        attached.detach()
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from typing import Any
 
 from werkzeug.testapp import test_app
 
+from tests.integrations.asgi_lifespan import live
+
 PATIENCE_SECONDS = 60.0
 _GROWTH = 1 << 20
 
@@ -98,11 +100,8 @@ async def asgi(
     scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]
 ) -> None:
     if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": f"{message['type']}.complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
+        await live(receive, send)
+        return
     view = VIEWS.get(scope["path"])
     if view is not None:
         view()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import shmrec
+from tests.integrations.asgi_lifespan import live
 
 POLL_SECONDS = 0.005
 PATIENCE_SECONDS = 60.0
@@ -78,11 +79,8 @@ async def asgi(
     scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]
 ) -> None:
     if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": f"{message['type']}.complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
+        await live(receive, send)
+        return
     path = scope["path"]
     _act(path)
     if path == "/lose":

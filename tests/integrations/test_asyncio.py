@@ -10,18 +10,9 @@ from typing import Any
 
 import pytest
 
-import shmrec
 from shmrec.integrations import asyncio as watched
 from shmrec.segment import Segment
-from tests.recordings import recorded, unserved, words
-
-
-@pytest.fixture
-def made(recording_name: str) -> Iterator[Segment]:
-    with unserved(recording_name) as opened:
-        attached = shmrec.attach(opened.name, required=True, exceptions=False)
-        yield opened
-        attached.detach()
+from tests.recordings import recorded, words
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import logging.config
 import logging.handlers
 import os
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,15 +15,7 @@ import pytest
 import shmrec
 from shmrec.integrations.logging import Handler
 from shmrec.segment import Segment
-from tests.recordings import events_of, recorded, rings, unserved, words
-
-
-@pytest.fixture
-def made(recording_name: str) -> Iterator[Segment]:
-    with unserved(recording_name) as opened:
-        attached = shmrec.attach(opened.name, required=True, exceptions=False)
-        yield opened
-        attached.detach()
+from tests.recordings import events_of, recorded, rings, words
 
 
 @pytest.fixture
