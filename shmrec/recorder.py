@@ -25,7 +25,7 @@ from _thread import RLock
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, TypeVar, overload
 
-from shmrec import _engine, events, requests, unhandled
+from shmrec import _engine, events, requests
 from shmrec.claim import claim, set_label
 from shmrec.errors import (
     EngineError,
@@ -272,7 +272,7 @@ class Recorder:
             _attached.add(self)
         self.exceptions = exceptions
         if exceptions:
-            unhandled.install(lambda: list(_attached))
+            _unhandled().install(lambda: list(_attached))
         _at_exit(self)
 
     def relabel(self, label: str) -> None:
@@ -351,7 +351,7 @@ def _at_exit(recorder: Recorder) -> None:
         if found is not None and found._pid == os.getpid() and not (failed and found.exceptions):
             found.detach()
 
-    unhandled.at_exit(leave)
+    _unhandled().at_exit(leave)
 
 
 def _stacks() -> Any:
@@ -361,12 +361,19 @@ def _stacks() -> Any:
     return stacks
 
 
+def _unhandled() -> Any:
+    from shmrec import unhandled
+
+    return unhandled
+
+
 def _after_fork() -> None:
     if "shmrec.stacks" in sys.modules:
         _stacks().after_fork()
     for recorder in list(_recorders):
         recorder.after_fork()
-    unhandled.watch_child()
+    if "shmrec.unhandled" in sys.modules:
+        _unhandled().watch_child()
 
 
 os.register_at_fork(after_in_child=_after_fork)

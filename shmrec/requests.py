@@ -21,7 +21,6 @@ from shmrec.errors import (
     SuppressedError,
 )
 from shmrec.layout import ANSWER_BYTES, REASON_BYTES, REQUEST, REQUESTS, WORD, Status, Verb
-from shmrec.phrases import safe
 from shmrec.segment import PLAUSIBLE, Segment
 from shmrec.wakeup import wake
 
@@ -171,11 +170,13 @@ def ask(
         text = bytes(segment.view[where : where + size]).decode("utf-8", "surrogateescape")
     finally:
         words[base + _word("released")] = ticket
-    if status == Status.SUPPRESSED:
-        raise SuppressedError(safe(text))
-    if status != Status.DONE:
-        raise RequestFailedError(safe(text))
-    return text
+    if status == Status.DONE:
+        return text
+    # Whoever records should not pay for what a failure is told with.
+    from shmrec.phrases import safe
+
+    refused = SuppressedError if status == Status.SUPPRESSED else RequestFailedError
+    raise refused(safe(text))
 
 
 def pending(segment: Segment) -> list[Request]:

@@ -103,6 +103,9 @@ def take_stacks(
         if waiting:
             time.sleep(pause)
             pause = min(2 * pause, _POLL_LAST_SECONDS)
+    for dump in waiting:
+        # Told to stop: what comes now is for nobody.
+        dump.let_go()
     return found
 
 
@@ -153,10 +156,11 @@ class _Dump:
             else:
                 self._polite_until = time.monotonic() + POLITE_SECONDS
                 return True
-        self._give_up_politeness()
+        self.let_go()
         return False
 
-    def _give_up_politeness(self) -> None:
+    def let_go(self) -> None:
+        """Want no polite answer any more."""
         self._ticket = 0
         self._word("stack_wanted", 0)
 
@@ -260,14 +264,14 @@ class _Dump:
             why = "" if late else self._obstacle()
             if not late and _text(self._segment, self._entry.index, ASKED)[0]:
                 return False
-            self._give_up_politeness()
+            self.let_go()
             if late:
                 return self._end(done=False)
             if why:
                 self.note(why)
             return bool(why) or not self._insist()
         if self._ticket:
-            self._give_up_politeness()
+            self.let_go()
             return self._end(done=True)
         # Once is not enough: for an instant the signal has been taken and is not blocked yet.
         # When it is late, what the last look found will do: looking at many threads takes time.

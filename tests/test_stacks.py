@@ -235,6 +235,18 @@ def test_a_process_that_keeps_the_signal_blocked_is_given_up(memory: Segment, st
     assert stack.note == ""
 
 
+def test_a_collector_that_is_told_to_stop_wants_no_answer_any_more(
+    memory: Segment, start: Start
+) -> None:
+    deaf = start("join()\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(34, 65))" + STAY)
+    deaf.line()
+    wanted = ENTRY.word("stack_wanted", memory.geometry.entry(entry_of(memory, deaf.pid).index))
+    assert (
+        asked(memory, deaf.pid, deadline_seconds=20.0, stop=lambda: memory.words[wanted] != 0) == []
+    )
+    assert memory.words[wanted] == 0
+
+
 def test_a_process_that_can_is_asked_politely(memory: Segment, start: Start) -> None:
     # While its handler writes, with the GIL, the busy threads stand still.
     busy = start(
