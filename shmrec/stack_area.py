@@ -32,6 +32,7 @@ from typing import Final
 from shmrec import fence, process
 from shmrec.layout import ENTRY, STACK, STACK_THREADS, StackFlag
 from shmrec.manifest import Stack
+from shmrec.own_memory import HIGH
 from shmrec.process import Signals, signal_bit
 from shmrec.ring import Entry
 from shmrec.segment import PLAUSIBLE, Segment
@@ -48,8 +49,6 @@ _POLL_FIRST_SECONDS: Final = 0.0005
 _POLL_LAST_SECONDS: Final = 0.01
 _TASKS_LIMIT: Final = 2048
 _RUNNERS_LIMIT: Final = 256
-_HIGH: Final = 200
-"""Where producers have their descriptors, see `stacks`."""
 
 
 _LEAVING: Final = re.compile(rf'^  File "[^"\n]*", line [0-9]+ in {LEAVING}\n', re.M)
@@ -237,7 +236,7 @@ class _Dump:
             return "it is stopped"
         if not process.signals(entry.pid).caught & signal_bit(number):
             return _deaf(number)
-        open_there = process.writes_own_memory(entry.pid, _HIGH)
+        open_there = process.writes_own_memory(entry.pid, HIGH)
         if open_there is None and not os.geteuid():
             # Not allowed to look, as in some containers: then rather none of root's.
             open_there = process.user(entry.pid) not in (None, 0)

@@ -17,19 +17,16 @@ Invariants:
   later, has the fatal signals; we stand back, and the entry says so.
 - A forked child writes nothing into its parent's area: its descriptors lead nowhere until it
   has a ring, and an area, of its own.
-- A descriptor is led elsewhere, or closed, only while it is still ours: an application may have
-  closed all that it knew nothing of, and opened others.
 - The signal is ignored before we listen and after: one that comes late ends nobody.
 - There is one area in a process, that of the recording that it joined first.
 
-Source of the formats: CPython's ``Modules/faulthandler.c``, proc(5) on ``/proc/pid/mem``.
+Source of the format: CPython's ``Modules/faulthandler.c``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import fcntl
 import os
 import signal
 import sys
@@ -43,6 +40,7 @@ from shmrec.errors import SegmentError
 from shmrec.guarded import map_guarded, unmap_guarded
 from shmrec.ignored import ignore_signal
 from shmrec.layout import ENTRY, STACK, STACK_SIZE, STACK_THREADS, StackFlag
+from shmrec.own_memory import Descriptors
 from shmrec.process import signal_bit, signals, tasks
 from shmrec.segment import Segment
 
@@ -59,10 +57,6 @@ __all__ = [
 
 ENVIRONMENT: Final = "SHMREC_SIGNAL"
 DEFAULT_SIGNAL: Final = signal.SIGRTMAX - 7
-_MEMORY: Final = "/proc/self/mem"
-_HIGH: Final = 200
-"""Descriptors from here on: whoever closes all and opens others gets the lowest numbers, and
-faulthandler would write to those."""
 
 
 class _Rewound(Protocol):
@@ -76,13 +70,6 @@ class _Place(NamedTuple):
     ring: int
     mapped: dict[str, int]
     """Addresses of the parts."""
-
-
-class _Descriptor(NamedTuple):
-    """One of ours; by `what` it leads to it is told from another's of the same number."""
-
-    number: int
-    what: tuple[int, int, int]
 
 
 class _File:
@@ -104,7 +91,7 @@ _pid = os.getpid()
 """Whose all this is, unless C code has forked."""
 _place: _Place | None = None
 # faulthandler keeps the numbers of its descriptors: what they lead to may change.
-_descriptors: dict[str, _Descriptor] = {}
+_descriptors: Final = Descriptors()
 _given: dict[str, weakref.ref[_File]] = {}
 _signal = 0
 _rows: dict[int, int] = {}
@@ -156,7 +143,7 @@ def arm(segment: Segment, index: int, engine: _Rewound) -> None:
             for name in ("fatal", "asked"):
                 part = STACK.bytes_at(name, area)
                 mapped[name] = map_guarded(segment.fd, part.start, part.stop - part.start)
-                _open_memory(name, mapped[name])
+                _descriptors.lead_to_memory(name, mapped[name])
         except (OSError, SegmentError):
             # What leads to memory that is no longer ours must not be written to.
             _take_down(mapped)
@@ -164,47 +151,9 @@ def arm(segment: Segment, index: int, engine: _Rewound) -> None:
         _place = _Place(segment, index, mapped)
         _name_threads()
         flags = _listen() | _listen_politely() | _guard_fatal()
-        engine.rewinds(_descriptors["asked"].number, mapped["asked"])
+        engine.rewinds(_descriptors.number("asked"), mapped["asked"])
         words[ENTRY.word("stack_signal", entry)] = _signal
         words[ENTRY.word("stacks", entry)] = flags
-
-
-def _open_memory(name: str, address: int) -> None:
-    fd = os.open(_MEMORY, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        # Sandboxes let it be opened and not be written: better known now than missed then.
-        os.pwrite(fd, b"\0", address)
-        os.lseek(fd, address, os.SEEK_SET)
-        _lead(name, fd)
-    finally:
-        os.close(fd)
-
-
-def _lead(name: str, fd: int) -> None:
-    """Have the descriptor that faulthandler has, or is about to have, lead where `fd` does."""
-    if _still_ours(name):
-        number = _descriptors[name].number
-        os.dup2(fd, number, inheritable=False)
-    else:
-        try:
-            number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
-        except OSError:
-            # The limit of descriptors is lower than that.
-            number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    _descriptors[name] = _Descriptor(number, _what(number))
-
-
-def _what(number: int) -> tuple[int, int, int]:
-    found = os.fstat(number)
-    return found.st_dev, found.st_ino, found.st_rdev
-
-
-def _still_ours(name: str) -> bool:
-    known = _descriptors.get(name)
-    try:
-        return known is not None and _what(known.number) == known.what
-    except OSError:
-        return False
 
 
 def _unmap(mapped: dict[str, int]) -> None:
@@ -216,10 +165,7 @@ def _unmap(mapped: dict[str, int]) -> None:
 def _take_down(mapped: dict[str, int]) -> None:
     """Have faulthandler write nothing more for us; close and unmap what it wrote to."""
     _silence(("fatal", "asked"))
-    for name, known in _descriptors.items():
-        if _still_ours(name):
-            os.close(known.number)
-    _descriptors.clear()
+    _descriptors.close()
     _unmap(mapped)
 
 
@@ -253,7 +199,7 @@ def _handlers_kept(numbers: Iterable[int]) -> Iterator[None]:
 
 def _file(name: str) -> _File:
     """What to give faulthandler for that part; when it lets go of it, somebody else came."""
-    file = _File(_descriptors[name].number)
+    file = _File(_descriptors.number(name))
     _given[name] = weakref.ref(file, lambda _: _taken(name))
     return file
 
@@ -310,9 +256,10 @@ def _leave_stacks(number: int, frame: object) -> None:
     # All of it, and without a call outside: the application may be at the end of its stack, or of
     # memory, and what is raised here would come out of whatever it is doing.
     try:
-        place, known = _place, _descriptors.get("asked")
-        if place is None or known is None or _pid != os.getpid() or not _still_ours("asked"):
+        place = _place
+        if place is None or _pid != os.getpid() or not _descriptors.ours("asked"):
             return
+        asked = _descriptors.number("asked")
         entry = place.segment.geometry.entry(place.ring)
         words = place.segment.words
         answered = ENTRY.word("stack_answered", entry)
@@ -320,7 +267,7 @@ def _leave_stacks(number: int, frame: object) -> None:
         wanted = words[ENTRY.word("stack_wanted", entry)]
         # An earlier signal may have been come to when this request was there already.
         if wanted and words[answered] != wanted:
-            faulthandler.dump_traceback(known.number, all_threads=True)
+            faulthandler.dump_traceback(asked, all_threads=True)
             fence.release()
             words[answered] = wanted
     except Exception:
@@ -390,19 +337,19 @@ def after_fork() -> None:
     _lock = RLock()
     threads.listener = None
     mapped, _place = _place.mapped if _place is not None else {}, None
-    if not _descriptors:
+    if not _descriptors.names():
         return
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
         _take_down(mapped)
         return
-    for name in list(_descriptors):
-        if _still_ours(name):
-            _lead(name, nowhere)
+    for name in _descriptors.names():
+        if _descriptors.ours(name):
+            _descriptors.lead(name, nowhere)
         else:
             _silence((name,))
-            del _descriptors[name]
+            _descriptors.forget(name)
     os.close(nowhere)
     _unmap(mapped)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 LEVELS = (
     ("_version", "errors", "events", "checksum", "durable", "phrases", "redaction"),
-    ("layout", "values", "cgroup", "syscalls", "stack_text", "folder"),
+    ("layout", "values", "cgroup", "syscalls", "stack_text", "own_memory", "folder"),
     ("process", "naming", "threads", "frames", "exceptions", "kills", "triggers"),
     ("_native", "unhandled"),
     ("extension",),

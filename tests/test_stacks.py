@@ -296,10 +296,10 @@ def test_a_polite_request_is_answered_once(memory: Segment, start: Start) -> Non
 def test_one_that_was_too_slow_for_politeness_answers_once(memory: Segment, start: Start) -> None:
     slow = start(
         "from shmrec import stacks\n"
-        "real = stacks._still_ours\n"
-        "def held(name):\n    stacks._still_ours = real\n    say('held')\n    os.read(0, 1)\n"
+        "real = stacks._descriptors.ours\n"
+        "def held(name):\n    stacks._descriptors.ours = real\n    say('held')\n    os.read(0, 1)\n"
         "    return real(name)\n"
-        "join()\nstacks._still_ours = held\nsay('in')\nos.read(0, 1)"
+        "join()\nstacks._descriptors.ours = held\nsay('in')\nos.read(0, 1)"
     )
     slow.line()
     assert ask(memory, slow.pid).text
@@ -324,9 +324,10 @@ def test_after_a_polite_request_it_is_looked_at_anew(memory: Segment, start: Sta
 def test_the_polite_handler_raises_nothing(memory: Segment, start: Start, raised: str) -> None:
     plain = start(
         "from shmrec import stacks\n"
-        "real = stacks._still_ours\n"
-        f"def fails(name):\n    stacks._still_ours = real\n    say('failed')\n    raise {raised}\n"
-        "join()\nstacks._still_ours = fails" + STAY
+        "real = stacks._descriptors.ours\n"
+        "def fails(name):\n    stacks._descriptors.ours = real\n    say('failed')\n"
+        f"    raise {raised}\n"
+        "join()\nstacks._descriptors.ours = fails" + STAY
     )
     plain.line()
     assert ask(memory, plain.pid).text
