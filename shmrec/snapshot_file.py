@@ -28,37 +28,32 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Final
 
-import msgpack
-
 from shmrec import layout
 from shmrec.bulk import Runs
 from shmrec.counters import fact_runs
 from shmrec.decoder import Event
 from shmrec.ending import find_ending
 from shmrec.errors import DamagedFileError, NoSuchSnapshotError
+from shmrec.frame_values import (
+    HEADER_KEYS,
+    PRODUCER_KEYS,
+    STACK_KEYS,
+    VALUE_ERRORS,
+    fill,
+    producer_of,
+    stack_of,
+    unpack,
+)
 from shmrec.frames import Checksum, FrameWriter, frames
 from shmrec.layout import Frame
-from shmrec.manifest import FACTS, Cause, Header, Producer, Stack
+from shmrec.manifest import Cause, Header, Producer, Stack
 from shmrec.merging import merged, run_size
 from shmrec.ring import Batch, BatchView, Head
 
 __all__ = ["Cause", "FileWriter", "Header", "Producer", "Snapshot", "Stack", "read"]
 
 _NOTES_LIMIT: Final = 100
-_ITEMS_LIMIT: Final = 1 << 16
-_VALUE_ERRORS: Final = (ValueError, TypeError, LookupError, msgpack.UnpackException)
-
-
-_HEADER_KEYS: Final = tuple(Header.__dataclass_fields__)
-_PRODUCER_KEYS: Final = tuple(
-    name
-    for name in Producer.__dataclass_fields__
-    if name
-    not in ("cause", "events", "oldest_ns", "newest_ns", "open_spans", "spans_missing", "stacks")
-)
-_STACK_KEYS: Final = ("kind", "taken_ns", "text", "cut", "note", "idents")
 _STACKS_LIMIT: Final = 16
-_FACTS_LIMIT: Final = 600
 _TOO_MANY: Final = "more producers than there can be: the others are left out"
 
 
@@ -83,11 +78,11 @@ class FileWriter:
 
     def header(self, header: Header) -> None:
         """The first frame."""
-        self._frames.write([Frame.HEADER, {key: getattr(header, key) for key in _HEADER_KEYS}])
+        self._frames.write([Frame.HEADER, {key: getattr(header, key) for key in HEADER_KEYS}])
 
     def producer(self, producer: Producer) -> None:
         """A producer; its batches come after it."""
-        value: dict[str, Any] = {key: getattr(producer, key) for key in _PRODUCER_KEYS}
+        value: dict[str, Any] = {key: getattr(producer, key) for key in PRODUCER_KEYS}
         if producer.cause is not None:
             value["cause"] = vars(producer.cause)
         self._frames.write([Frame.PRODUCER, value])
@@ -113,7 +108,7 @@ class FileWriter:
     def stack(self, producer: int, stack: Stack) -> None:
         """A dump of the producer with that index."""
         self._frames.write(
-            [Frame.STACK, producer, {key: getattr(stack, key) for key in _STACK_KEYS}]
+            [Frame.STACK, producer, {key: getattr(stack, key) for key in STACK_KEYS}]
         )
 
     def trailer(self) -> None:
@@ -251,8 +246,8 @@ class Snapshot:
     def _payload(self, file: IO[bytes], where: _Where) -> bytes:
         packed = os.pread(file.fileno(), where.length, where.offset)
         try:
-            payload: bytes = _unpack(packed)[8]
-        except _VALUE_ERRORS as error:
+            payload: bytes = unpack(packed)[8]
+        except VALUE_ERRORS as error:
             raise DamagedFileError(f"{self.path} was changed while it was being read") from error
         return payload
 
@@ -272,7 +267,7 @@ class Snapshot:
                 try:
                     self._take(offset, packed)
                     seen += 1
-                except _VALUE_ERRORS as error:
+                except VALUE_ERRORS as error:
                     self._note(f"frame at byte {offset}: unusable: {error}")
             if not seen:
                 raise DamagedFileError(f"{self.path}: no frame of this snapshot can be read")
@@ -294,7 +289,7 @@ class Snapshot:
         self.header.taken_wall_ns += later
 
     def _take(self, offset: int, packed: bytes) -> None:
-        value = _unpack(packed)
+        value = unpack(packed)
         kind = value[0] if type(value) is list and value else None
         if kind == Frame.BATCH:
             index, number, generation, start_ns, first, count, flags = value[1:8]
@@ -307,15 +302,15 @@ class Snapshot:
         elif kind == Frame.PRODUCER:
             if len(self.producers) >= layout.MAXIMUM_PRODUCERS:
                 raise ValueError(_TOO_MANY)
-            self.producers.append(_producer(value[1]))
+            self.producers.append(producer_of(value[1]))
         elif kind == Frame.HEADER:
-            _fill(self.header, value[1], _HEADER_KEYS)
+            fill(self.header, value[1], HEADER_KEYS)
             kept = self.header.generations
             self.header.generations = [each for each in kept if type(each) is int]
         elif kind == Frame.STACK:
             found = self._stacks.setdefault(value[1], []) if type(value[1]) is int else []
             if len(found) < _STACKS_LIMIT:
-                found.append(_stack(value[2]))
+                found.append(stack_of(value[2]))
         elif kind == Frame.TRAILER:
             self._counts = dict(value[1])
 
@@ -366,69 +361,6 @@ class Snapshot:
                     elif count != where.count:
                         found.append(f"{place}: {count} of {where.count} events")
         return found[:_NOTES_LIMIT]
-
-
-def _unpack(packed: bytes) -> Any:
-    return msgpack.unpackb(
-        packed,
-        max_array_len=_ITEMS_LIMIT,
-        max_map_len=_ITEMS_LIMIT,
-        strict_map_key=False,
-        unicode_errors="replace",
-    )
-
-
-def _fill(target: Any, value: Any, keys: tuple[str, ...]) -> None:
-    """Take over the known keys whose values have the type of the default."""
-    if type(value) is not dict:
-        raise ValueError(f"its fields are {type(value).__name__}, not a map")
-    for key in keys:
-        if key in value:
-            if type(value[key]) is not type(getattr(target, key)):
-                raise ValueError(f"{key} is {type(value[key]).__name__}")
-            setattr(target, key, value[key])
-
-
-def _stack(value: Any) -> Stack:
-    raw = Stack("", 0, "")
-    if type(value) is not dict or any(
-        type(value.get(key)) is not type(getattr(raw, key)) for key in _STACK_KEYS
-    ):
-        raise ValueError("a stack's fields have wrong types")
-    if len(value["text"]) > layout.STACK_SIZE:
-        raise ValueError("a stack is larger than its area")
-    idents = {
-        ident: thread
-        for ident, thread in value["idents"].items()
-        if type(ident) is type(thread) is int
-    }
-    return Stack(**{key: value[key] for key in _STACK_KEYS} | {"idents": idents})
-
-
-def _facts(rows: list[Any]) -> list[list[Any]]:
-    kinds = [int] * (len(FACTS) - 1) + [str]
-    rows = rows[-_FACTS_LIMIT:]
-    return [row for row in rows if type(row) is list and list(map(type, row)) == kinds]
-
-
-def _producer(value: Any) -> Producer:
-    producer = Producer()
-    _fill(producer, value, _PRODUCER_KEYS)
-    producer.losses = {
-        str(cause): count for cause, count in producer.losses.items() if type(count) is int
-    }
-    producer.damage = [str(note) for note in producer.damage]
-    producer.facts = _facts(producer.facts)
-    cause = value.get("cause")
-    if isinstance(cause, dict):
-        signal, code = cause.get("signal"), cause.get("exit_code")
-        producer.cause = Cause(
-            str(cause.get("text", "unknown")),
-            str(cause.get("source", "")),
-            signal if isinstance(signal, int) else None,
-            code if isinstance(code, int) else None,
-        )
-    return producer
 
 
 def read(path: str | os.PathLike[str]) -> Snapshot:
