@@ -32,6 +32,7 @@ from tools.bench import (  # noqa: E402
     reading,
     report,
     snapshot_latency,
+    stacks,
     throughput,
     web_service,
 )
@@ -49,6 +50,7 @@ MEASUREMENTS = {
     "producer-memory": producer_memory.measure,
     "collector-memory": collector_memory.measure,
     "reading": reading.measure,
+    "stacks": stacks.measure,
 }
 
 
