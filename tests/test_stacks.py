@@ -34,8 +34,8 @@ import shmrec
 def join():
     return shmrec.attach(label="dumped", required=True)
 def say(*what):
-    sys.stdout.write(" ".join(map(str, what)) + "\\n")
-    sys.stdout.flush()
+    # At once, and in a signal handler that comes in the middle of another one too.
+    os.write(1, (" ".join(map(str, what)) + "\\n").encode())
 """
 STAY = "\nsay('in')\nsys.stdin.readline()\n"
 
