@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pkgutil
 import re
@@ -16,6 +17,7 @@ from shmrec.commands import verbs
 from shmrec.commands.dump import dump as command
 
 from .dumping import DUMP, dump, environment, failure
+from .recordings import unserved
 
 VERBS = sorted(module.name for module in pkgutil.iter_modules(verbs.__path__))
 
@@ -130,17 +132,25 @@ def test_errors_are_harmless(tmp_path: Path) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_closed_output(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recordings", [False, True])
+def test_closed_output(recording_name: str, tmp_path: Path, recordings: bool) -> None:
+    with unserved(recording_name) if recordings else contextlib.nullcontext():
+        assert closed_output(tmp_path) == (141, b"")
+
+
+def closed_output(tmp_path: Path) -> tuple[int, bytes]:
+    """How `list` ends whose output nobody reads: its status, and what it says."""
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
         [*DUMP, "list", "--dir", str(tmp_path)],
         stdout=write,
         stderr=subprocess.PIPE,
-        env=environment(),
+        # What is printed meets the closed pipe late, as it does for people.
+        env=environment({"PYTHONUNBUFFERED": ""}),
     )
     os.close(write)
-    assert (done.returncode, done.stderr) == (141, b"")
+    return done.returncode, done.stderr
 
 
 def test_an_output_without_unicode(tmp_path: Path) -> None:

@@ -43,12 +43,20 @@ _ROW_ENDS: Final = "\ue000"
 """Stands in a drawn table where a cell on a line of its own goes; no safe text holds it."""
 
 
+class _Console(Console):
+    """rich's, but for how it ends when its reader goes away: that is `terminal`'s to say."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the `BrokenPipeError` is being handled."""
+        raise
+
+
 class Screen:
     """Standard output."""
 
     def __init__(self) -> None:
         terminal = sys.stdout.isatty()
-        self._console = Console(
+        self._console = _Console(
             file=sys.stdout,
             color_system="auto" if not os.environ.get("NO_COLOR") else None,
             width=None if terminal else _UNBROKEN,
