@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from shmrec import fence
 from shmrec.layout import (
@@ -31,7 +31,9 @@ from shmrec.layout import (
     Geometry,
     StackFlag,
 )
-from shmrec.segment import Segment
+
+if TYPE_CHECKING:
+    from shmrec.segment import Segment  # what reads a ring needs no shared memory of its own
 
 __all__ = ["Batch", "BatchView", "Entry", "Head", "RingReader", "readers"]
 
