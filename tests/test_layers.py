@@ -261,3 +261,13 @@ def modules_after(statement: str) -> set[str]:
 def test_importing_shmrec_is_light() -> None:
     added = modules_after("import shmrec") - modules_after("import msgpack, posix_ipc")
     assert not added & TOO_HEAVY_FOR_A_PRODUCER
+
+
+def test_rings_are_written_and_read_without_shared_memory() -> None:
+    # A second interpreter cannot load posix_ipc. Without the package itself, which can attach.
+    bare = "import types; sys.modules['shmrec'] = top = types.ModuleType('shmrec')"
+    loaded = modules_after(
+        f"{bare}; top.__path__ = ['shmrec']; "
+        "import shmrec._engine, shmrec.decoder, shmrec.ring, shmrec.writer"
+    )
+    assert "posix_ipc" not in loaded
