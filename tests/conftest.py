@@ -69,6 +69,7 @@ ONCE = {
     "test_store",
     "test_triggers",
     "test_twins",
+    "test_validator",
     "test_verdict",
 }
 

@@ -89,8 +89,6 @@ class History:
     open: dict[int, Span] = field(default_factory=dict)
     whole: bool = False
     """Whether `open` is all that is open, rather than what is known of it."""
-    holes: int = 0
-    """Events that are missing between batches that are there."""
     _last: Batch | None = None
     _last_ns: int = 0
     _begun: set[int] = field(default_factory=set)
@@ -135,7 +133,6 @@ class History:
         if not last.flags & SlotFlag.SEALED:
             self.wrong(f"batch {last.number}: a newer one is there and it is not sealed")
         if batch.number != last.number + 1:
-            self.holes += max(0, batch.first - ends)
             self.whole = False
             self.open = {}
             return
