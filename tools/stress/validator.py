@@ -269,7 +269,9 @@ def _check_sums(producer: Told, wrong: Any) -> None:
             wrong(f"{fields['recorded']} recorded, and not even its newest batch is there")
         return
     ends = batches[-1].first + batches[-1].declared
-    if fields["recorded"] != ends:
+    # A ring that was left may have been claimed before its newest batch was copied.
+    taken_over = fields["state"] in GONE and fields["reported"] and fields["recorded"] > ends
+    if fields["recorded"] != ends and not taken_over:
         wrong(f"{fields['recorded']} recorded, and its newest batch ends with number {ends}")
 
 
