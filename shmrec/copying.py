@@ -80,7 +80,9 @@ def copy_ring(
         heads = [head for head in heads if head.number <= owner.number]
         copies = [copy for copy in copies if copy.head.number <= owner.number]
     ends = [copy.head.first + copy.head.count for copy in copies]
-    recorded = max([owner.recorded, reader.recorded(heads), *ends])
+    # Else what was seen of him at first may be newer than the cut.
+    seen = owner.recorded if taken_over or not copies else 0
+    recorded = max([seen, reader.recorded(heads), *ends])
     left = {head.number for head in wished}
     oldest = copies[-1].head.number - slots if copies else 0
     trimmed = sum(head.count for head in heads if head.number not in left and head.number > oldest)
