@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shmrec import capture
+from shmrec import capture, ledger
 from shmrec.capture import Order
 from shmrec.claim import claim
 from shmrec.copying import Room
@@ -235,3 +235,22 @@ def test_what_the_limits_leave_out_is_trimmed_and_what_is_lapped_meanwhile_is_no
     assert checked.wrong == []
     assert producer.fields["trimmed"] == 0
     assert producer.missing == producer.fields["recorded"] - len(producer.events)
+
+
+def test_what_came_after_the_cut_is_not_counted_as_recorded(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring.record(20)
+    advance = ledger.advance
+
+    def recorded_behind(segment: Segment) -> int:
+        old = advance(segment)
+        ring.record(5)
+        return old
+
+    monkeypatch.setattr(ledger, "advance", recorded_behind)
+    order = Order(directory=ring.directory, size=1 << 20, period_ns=1 << 60)
+    checked = validator.check(capture.take(ring.segment, order))
+    [producer] = checked.producers
+    assert checked.wrong == []
+    assert producer.fields["recorded"] == len(producer.events) == 20

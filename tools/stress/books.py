@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 import time
 from bisect import bisect_right
 from dataclasses import dataclass, field
@@ -109,52 +110,62 @@ class Sample:
 
 
 class Shelf:
-    """All books of a trial, those of processes that have gone included; and samples of them."""
+    """All books of a trial, those of processes that have gone included; and samples of them.
+
+    Its methods may be called from any thread.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[Key, _Open] = {}
         self._closed: dict[Key, Read] = {}
         self._samples: list[Sample] = []
+        self._lock = threading.RLock()
 
     def look(self) -> None:
         """Find new books, and close those of processes that have gone."""
-        for path in self._folder.glob(f"*{_SUFFIX}"):
-            pid, started = map(int, path.stem.split("-"))
-            if Key(pid, started) not in self._open:
-                self._open[Key(pid, started)] = _Open(path)
-        for key, book in list(self._open.items()):
-            if not process.alive(*key):
-                self._closed[key] = book.read()
-                del self._open[key]
-                book.close()
+        with self._lock:
+            for path in self._folder.glob(f"*{_SUFFIX}"):
+                key = Key(*map(int, path.stem.split("-")))
+                if key not in self._open:
+                    self._open[key] = _Open(path)
+            for key, book in list(self._open.items()):
+                if not process.alive(*key):
+                    self._closed[key] = book.read()
+                    del self._open[key]
+                    book.close()
 
     def read(self, key: Key) -> Read | None:
         """A book as it is now; None if there is none."""
-        book = self._open.get(key)
-        return book.read() if book is not None else self._closed.get(key)
+        with self._lock:
+            if key not in self._open and key not in self._closed:
+                self.look()
+            book = self._open.get(key)
+            return book.read() if book is not None else self._closed.get(key)
 
     def living(self) -> list[Key]:
         """The processes that have a book and had not gone at the last look."""
-        return list(self._open)
+        with self._lock:
+            return list(self._open)
 
     def all(self) -> list[Read]:
         """Every book that there ever was, as it is now."""
-        return [*self._closed.values(), *(book.read() for book in self._open.values())]
+        with self._lock:
+            return [*self._closed.values(), *(book.read() for book in self._open.values())]
 
-    def sample(self, run: str, owners: dict[Key, int]) -> Sample:
+    def sample(self, run: str, owners: dict[Key, int]) -> None:
         """Note what has returned by now, in the recording with that id."""
-        self.look()
-        # Others have nothing in any ring.
-        keys = self._open.keys() | owners.keys()
-        books = {key: read for key in keys if (read := self.read(key)) is not None}
-        returned = {key: read.returned for key, read in books.items()}
-        sample = Sample(time.time_ns(), returned, run, owners)
-        self._samples.append(sample)
-        del self._samples[:-_SAMPLES]
-        return sample
+        with self._lock:
+            self.look()
+            # Others have nothing in any ring.
+            keys = self._open.keys() | owners.keys()
+            books = {key: read for key in keys if (read := self.read(key)) is not None}
+            returned = {key: read.returned for key, read in books.items()}
+            self._samples.append(Sample(time.time_ns(), returned, run, owners))
+            del self._samples[:-_SAMPLES]
 
     def before(self, wall_ns: int) -> Sample:
         """The newest sample taken before that time: all in it had returned by then."""
-        at = bisect_right(self._samples, wall_ns, key=lambda sample: sample.wall_ns)
-        return self._samples[at - 1] if at else Sample()
+        with self._lock:
+            at = bisect_right(self._samples, wall_ns, key=lambda sample: sample.wall_ns)
+            return self._samples[at - 1] if at else Sample()
