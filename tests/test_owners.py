@@ -143,6 +143,31 @@ def test_who_has_left_and_whose_ring_is_claimed_meanwhile_is_told_of(
     assert {0, EVENTS} < kept
 
 
+@pytest.mark.parametrize("advances", [1, 2])
+def test_a_ring_that_changes_hands_between_two_flushes_is_still_his_who_had_it_first(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch, advances: int
+) -> None:
+    ring.record()
+    advance, calls = ledger.advance, 0
+
+    def claimed(segment: Segment) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == advances:
+            ring.leave()
+            ring.attach()
+            ring.record(3)
+        return advance(segment)
+
+    monkeypatch.setattr(ledger, "advance", claimed)
+    order = Order(directory=ring.directory, size=1 << 20, period_ns=1 << 60)
+    checked = validator.check(capture.take(ring.segment, order))
+    [producer] = checked.producers
+    assert checked.wrong == []
+    # Before the first flush nobody had looked.
+    assert producer.fields["recorded"] == (3 if advances == 1 else EVENTS)
+
+
 def test_who_loses_his_ring_to_one_that_is_still_claiming_it_is_told_of(
     ring: Ring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,10 +196,12 @@ def test_who_loses_his_ring_to_one_that_is_still_claiming_it_is_told_of(
     assert counts[known:] == [EVENTS] * (len(counts) - known)
 
 
+@pytest.mark.parametrize("events", [90, 400])
 def test_what_is_lapped_before_it_is_copied_was_overwritten_not_trimmed(
-    ring: Ring, monkeypatch: pytest.MonkeyPatch
+    ring: Ring, monkeypatch: pytest.MonkeyPatch, events: int
 ) -> None:
-    for producer in each_turn(monkeypatch, ring, ring.lap):
+    """Two batches of them, or all."""
+    for producer in each_turn(monkeypatch, ring, lambda: ring.record(events)):
         assert producer is not None
         assert producer.fields["trimmed"] == 0
         assert producer.events
