@@ -59,7 +59,9 @@ ONCE = {
     "test_native",
     "test_native_leaks",
     "test_native_memory",
+    "test_owners",
     "test_packaging",
+    "test_random_kills",
     "test_requests",
     "test_scrubbing",
     "test_security",
@@ -69,6 +71,7 @@ ONCE = {
     "test_store",
     "test_triggers",
     "test_twins",
+    "test_validator",
     "test_verdict",
 }
 
