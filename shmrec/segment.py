@@ -26,7 +26,7 @@ from typing import Final
 
 import posix_ipc
 
-from shmrec import fence, layout, process
+from shmrec import cuts, fence, layout, process
 from shmrec.errors import (
     LayoutMismatchError,
     LockedError,
@@ -83,6 +83,7 @@ class Segment:
         self.writable: Final = writable
         self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, access)
         self.view = memoryview(self._map)
+        self._watch = cuts.watch(self.view, fd)
         self.words: memoryview[int] = self.view[: size - size % layout.WORD].cast("Q")
         self.geometry = Geometry()
 
@@ -222,6 +223,7 @@ class Segment:
         with _closing:
             if self.fd < 0:
                 return
+            cuts.unwatch(self._watch)
             self.words.release()
             self.view.release()
             self._map.close()

@@ -16,7 +16,7 @@ LEVELS = (
     ("process", "naming", "threads", "frames", "exceptions", "kills", "triggers"),
     ("_native", "unhandled"),
     ("extension",),
-    ("fence", "guarded", "ignored"),
+    ("fence", "guarded", "ignored", "cuts"),
     ("segment",),
     ("wakeup", "ledger", "batch", "decoder", "stacks"),
     ("manifest", "bulk", "merging"),
