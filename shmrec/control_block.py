@@ -45,9 +45,7 @@ class ControlBlock:
     def restore(self) -> bool:
         """Put back what somebody has overwritten; whether there was anything."""
         words = self._segment.words
-        serving = all(
-            words[at] == value for at, value in self._words.items() if at >= _CREATORS
-        )
+        serving = all(words[at] == value for at, value in self._words.items() if at >= _CREATORS)
         if serving and self._segment.view[: len(self._raw)] == self._raw:
             return False
         for at, value in self._words.items():

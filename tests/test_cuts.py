@@ -6,18 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import shmrec
+from shmrec import naming, process
+from shmrec.errors import ShmrecError
 from shmrec.extension import EXTENSION
-from shmrec.layout import Geometry
-from shmrec.segment import create, open_segment
+from shmrec.segment import open_segment
 
-from .conftest import WAIT_SECONDS, Script, snapshots, wait_until
+from .conftest import WAIT_SECONDS, Script, noticed, snapshots, wait_until
 from .dumping import dump, failure
+from .recordings import unserved
 
 native = pytest.mark.skipif(EXTENSION is None, reason="only the extension can bear it")
 
@@ -27,6 +29,7 @@ recorder = shmrec.attach(sys.argv[1], label=sys.argv[2])
 shmrec.begin("request", path="/of/" + sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
+shmrec.instant("last")
 """
 READER = """
 import faulthandler, os, sys
@@ -61,10 +64,10 @@ memory[0]
 
 
 @pytest.fixture
-def name(recording_name: str) -> str:
-    with create(recording_name, Geometry.of(0, 4), keep_size=0, keep_period_ns=0) as made:
-        made.take_over()
-    return recording_name
+def name(recording_name: str) -> Iterator[str]:
+    with unserved(recording_name):
+        yield recording_name
+    naming.remove(recording_name)
 
 
 @native
@@ -81,35 +84,23 @@ def test_a_reader_finds_zeros_behind_the_cut(name: str, left: int, more: tuple[s
 @native
 @pytest.mark.parametrize("how", ["plain", "faulthandler", "sent"])
 def test_a_fault_elsewhere_ends_the_process_as_ever(how: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, how], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, how], capture_output=True, text=True)
     assert done.returncode == -signal.SIGBUS
     assert ("Fatal Python error: Bus error" in done.stderr) == (how == "faulthandler")
 
 
-def test_a_producers_handling_of_signals_is_its_own(
-    recording_name: str, tmp_path: Path
+def test_a_producer_that_is_cut_off_is_ended_by_the_signal(
+    recording_name: str, script: Callable[..., Script]
 ) -> None:
-    program = """
-import signal, sys, shmrec
-def caught():
-    with open("/proc/self/status") as file:
-        return [line for line in file if line.startswith("SigCgt")][0].split()[1]
-before = int(caught(), 16) >> signal.SIGBUS - 1 & 1
-with shmrec.FlightRecorder(sys.argv[1], directory=sys.argv[2]):
-    shmrec.instant("x")
-    print(before, int(caught(), 16) >> signal.SIGBUS - 1 & 1)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program, recording_name, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=WAIT_SECONDS,
-    )
-    # faulthandler has it, for the stacks, which is there to be seen; nothing else.
-    print(done.stdout, done.stderr)
-    assert done.returncode == 0
+    with unserved(recording_name) as made:
+        producer = script(PRODUCER, recording_name, "a", env={"SHMREC_SIGNAL": "0"})
+        assert producer.line() == "ready"
+        # An application's handling of signals is its own: nothing of ours catches this one.
+        assert not process.signals(producer.pid).caught & process.signal_bit(signal.SIGBUS)
+        os.ftruncate(made.fd, 0)
+        producer.say()
+        assert producer.wait() == -signal.SIGBUS
+    naming.remove(recording_name)
 
 
 def collector(name: str, directory: Path) -> subprocess.Popen[str]:
@@ -118,17 +109,17 @@ def collector(name: str, directory: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(lambda: os.path.exists(f"/dev/shm/shmrec.{name}"))
-    wait_until(lambda: "ready" in _served(name))
+    wait_until(lambda: served(name))
+    noticed(name)
     return found
 
 
-def _served(name: str) -> str:
+def served(name: str) -> bool:
     try:
         with open_segment(name, writable=False) as segment:
-            return "ready" if segment.collector() else ""
-    except shmrec.ShmrecError:
-        return ""
+            return segment.collector() is not None
+    except ShmrecError:
+        return False
 
 
 @pytest.mark.parametrize("part", ["nothing", "tables", "first ring"])
@@ -162,8 +153,7 @@ def test_a_collector_keeps_what_is_left_and_ends_in_order(
 def test_tools_read_what_is_left_of_a_recording(
     recording_name: str, tmp_path: Path, script: Callable[..., Script], verb: str
 ) -> None:
-    with create(recording_name, Geometry.of(0, 4), keep_size=0, keep_period_ns=0) as made:
-        made.take_over()
+    with unserved(recording_name) as made:
         made.set_word("collector_pid", 0)
         for label in ("a", "b"):
             assert script(PRODUCER, recording_name, label).line() == "ready"
@@ -183,13 +173,13 @@ def test_tools_read_what_is_left_of_a_recording(
         assert "was cut short by a process that has it open" in said
         os.ftruncate(made.fd, 0)
         assert "cut short" in failure(verb, recording_name)
+    naming.remove(recording_name)
 
 
 def test_a_new_collector_keeps_what_is_left(
     recording_name: str, tmp_path: Path, script: Callable[..., Script]
 ) -> None:
-    with create(recording_name, Geometry.of(0, 4), keep_size=0, keep_period_ns=0) as made:
-        made.take_over()
+    with unserved(recording_name) as made:
         made.set_word("collector_pid", 0)
         assert script(PRODUCER, recording_name, "a").line() == "ready"
         os.ftruncate(made.fd, made.geometry.ring(1))
