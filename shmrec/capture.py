@@ -199,6 +199,7 @@ def oldest_kept(
     """
     sizes: dict[int, int] = {}
     starts: dict[int, int] = {}
+    latest: dict[int, int] = {}
     rings = 0
     for ring in heads:
         rings += bool(ring)
@@ -208,13 +209,15 @@ def oldest_kept(
             if generation <= wanted:
                 sizes[generation] = sizes.get(generation, 0) + head.size
                 begun[generation] = min(head.start_ns, begun.get(generation, now_ns))
+                latest[generation] = max(head.start_ns, latest.get(generation, 0))
         # The latest: one ring that lies of its times must not make the others' history old.
         for generation, start in begun.items():
             starts[generation] = max(start, starts.get(generation, 0))
     oldest, total, start = wanted, 0, now_ns
     limit = size * rings
     for number, generation in enumerate(sorted(sizes, reverse=True)):
-        ended = ends.get(generation, start)
+        # Whoever lies can only have more kept: it had not ended when a batch of it began.
+        ended = max(ends.get(generation, start), latest[generation])
         if number and (total > limit or now_ns - ended > period_ns):
             break
         oldest = generation

@@ -194,7 +194,7 @@ class Collector:
             self._next_word_of_scribbling = now + _SCRIBBLING_NS
             self.settings.log(
                 f"the control block of recording {self.settings.name!r} was overwritten by a "
-                f"process that has it open, {self._control.restored} times so far; put back"
+                f"process that has it open: put back ({self._control.restored} so far)"
             )
 
     def _keep_remnant(self) -> None:

@@ -55,7 +55,8 @@ def find_ending(
 ) -> Ending:
     """Decode as few of a producer's batches, given oldest first, as tell how it ends.
 
-    Of more open spans than `limit` the oldest are left out, which damage says. `payload` fetches a batch's committed bytes, and may bring its header's flags up to date.
+    Of more open spans than `limit` the oldest are left out, which damage says. `payload`
+    fetches a batch's committed bytes, and may bring its header's flags up to date.
     """
     newest: list[tuple[_H, bytes]] = []
     for head in reversed(batches):

@@ -76,7 +76,7 @@ def watched(named: list[str], work: Callable[[], None], *, seconds: float, memor
             file.seek(0)
             texts.append(file.read().decode("utf-8", "replace"))
     code = os.waitstatus_to_exitcode(status)
-    return Answer(named, code, *texts, took, used.ru_maxrss * 1024)
+    return Answer(named, code, texts[0], texts[1], took, used.ru_maxrss * 1024)
 
 
 def _be_child(work: Callable[[], None], out: int, err: int, memory: int) -> None:

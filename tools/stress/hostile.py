@@ -144,11 +144,12 @@ class World:
         self.recorded[producer.pid] = 0
 
     def close(self) -> None:
-        for process in (*self._producers, self.collector):
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
+        self.collector.kill()
+        self.collector.wait()
+        for producer in self._producers:
+            producer.kill()
+            producer.wait()
+            for pipe in (producer.stdin, producer.stdout):
                 if pipe is not None:
                     with contextlib.suppress(OSError):
                         pipe.close()
@@ -249,8 +250,9 @@ class World:
             sys.exit(1)
 
     def _read(self, file: Path) -> None:
-        for verb in ("info", "verify", "stacks", "events"):
+        for verb in ("info", "verify", "stacks"):
             self._ask(verb, file)
+        self._ask("events", file, "--tail", 500, "--facts")
 
     def _retried(self, *args: object) -> Answer:
         answer = self._ask(*args)
@@ -281,13 +283,16 @@ class World:
                 found.setdefault(event.pid, []).append(event.args["n"])
         for producer in self._producers[1:]:
             steps, known = found.get(producer.pid, []), self.recorded[producer.pid]
-            entries = [each for each in snapshot.producers if each.pid == producer.pid]
             if steps != list(range(known - len(steps), known)) or not steps:
                 shown = f"{steps[:1]}..{steps[-1:]}, {len(steps)} of {known}"
                 self._fail(f"{file.name}: an honest producer's events are {shown}")
                 continue
-            (entry,) = [each for each in entries if each.index != _LIAR] or [None]
-            lost = 0 if entry is None else entry.losses.get("overwritten", 0) + entry.trimmed
+            entries = [
+                each
+                for each in snapshot.producers
+                if each.pid == producer.pid and each.index != _LIAR
+            ]
+            lost = sum(each.losses.get("overwritten", 0) + each.trimmed for each in entries)
             if lost + len(steps) != known:
                 self._fail(f"{file.name}: {lost} lost and {len(steps)} there of {known}")
             self.tally.count("events checked", len(steps))
