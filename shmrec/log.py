@@ -66,24 +66,26 @@ class Lines:
             if stat_module.S_ISSOCK(kind.st_mode):
                 with socket.socket(fileno=os.dup(self.fd)) as shared:
                     return shared.send(raw, socket.MSG_DONTWAIT) > 0
-            fd = self._unblocked(kind)
+            if self._unblocked(kind):
+                return os.write(self._own, raw) > 0
+            # A pipe has room for a whole line if it has any, while nobody else writes to it.
             poll = select.poll()
-            poll.register(fd, select.POLLOUT)
-            return bool(poll.poll(0)) and os.write(fd, raw) > 0
+            poll.register(self.fd, select.POLLOUT)
+            return bool(poll.poll(0)) and os.write(self.fd, raw) > 0
         return False
 
-    def _unblocked(self, kind: os.stat_result) -> int:
-        """A descriptor of the same pipe or terminal that does not wait."""
+    def _unblocked(self, kind: os.stat_result) -> bool:
+        """Whether there is a descriptor of the same pipe or terminal that does not wait."""
         if not (stat_module.S_ISFIFO(kind.st_mode) or stat_module.S_ISCHR(kind.st_mode)):
-            return self.fd
+            return False
         if self._whose != (kind.st_dev, kind.st_ino):
             self.close()
-            # Where that is not possible, as without /proc, poll alone keeps us from waiting.
+            # Not possible without /proc, for example.
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
             with contextlib.suppress(OSError):
                 self._own = os.open(f"/proc/self/fd/{self.fd}", flags)
             self._whose = kind.st_dev, kind.st_ino
-        return self._own if self._own >= 0 else self.fd
+        return self._own >= 0
 
     def close(self) -> None:
         """Close what was opened here; twice is harmless."""

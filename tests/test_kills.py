@@ -245,3 +245,24 @@ def test_cgroups_that_nobody_is_in_are_not_read(host: Host) -> None:
         other.end()
         host.kills.tick()
         assert reads == [host.kills.machine]
+
+
+def test_many_that_died_at_once_cost_no_more_than_each(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = [host.memory(7) for _ in range(500)]
+    for each in died:
+        each.end()
+    looked = 0
+    source: Any = vars(Memory)["source"].fget
+
+    def counted(memory: Memory) -> str:
+        nonlocal looked
+        looked += 1
+        found: str = source(memory)
+        return found
+
+    monkeypatch.setattr(Memory, "source", property(counted))
+    sigkilled = Sigkilled(died)
+    assert {each.told(sigkilled)["others"] for each in died} == {499}
+    assert looked <= 2 * len(died)

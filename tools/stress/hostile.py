@@ -96,7 +96,7 @@ class World:
             self.collector = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "shmrec.commands.collect", name),
-                    *("--dir", str(directory), "--size", "256K", "--period", "1000"),
+                    *("--dir", str(directory), "--size", "128K", "--period", "1000"),
                     *("--producers", "8", "--deadline", "0.2"),
                     *("--trigger", "slow_span 1s", "--trigger", "stall s* 2s"),
                     *("--trigger", "counter * > 10"),
@@ -164,7 +164,7 @@ class World:
             assert producer.stdin is not None
             assert producer.stdout is not None
             with contextlib.suppress(BrokenPipeError):
-                producer.stdin.write(f"{random.choice((1, 30, 400, 6000))}\n")
+                producer.stdin.write(f"{random.choice((1, 30, 400, 3000))}\n")
             said = producer.stdout.readline()
             if said:
                 self.recorded[producer.pid] = int(said)
@@ -176,10 +176,10 @@ class World:
         self._record(random)
         # What a collector puts back takes it until its next look.
         taken = self._retried("snapshot", self.name)
-        self._everybody_reads()
+        self._everybody_reads(random)
         if taken.status == 0:
             self._check(Path(taken.out.rstrip("\n")))
-            self._read(Path(taken.out.rstrip("\n")))
+            self._read(Path(taken.out.rstrip("\n")), random)
         else:
             self._fail(f"no snapshot: {taken.err}")
         cold = self._ask("recover", self.name, "--force", "--dir", self.directory)
@@ -196,11 +196,11 @@ class World:
         self._record(random)
         self._scribble(kind, random)
         self._record(random)
-        self._everybody_reads()
+        self._everybody_reads(random)
         for verb in (("snapshot", self.name), ("recover", self.name, "--force")):
             taken = self._ask(*verb, *(["--dir", self.directory] if verb[0] == "recover" else []))
             if taken.status == 0:
-                self._read(Path(taken.out.rstrip("\n")))
+                self._read(Path(taken.out.rstrip("\n")), random)
         if kind == "cut-short":
             self._collector_ends()
         self._look_at_collector()
@@ -213,7 +213,7 @@ class World:
         if self.collector.returncode not in (0, 1):
             self._fail(f"the collector ended with {self.collector.returncode}")
         for file in sorted(self.directory.glob("*.shmrec"))[-1:]:
-            self._read(file)
+            self._read(file, random)
 
     def _collector_ends(self) -> None:
         try:
@@ -230,10 +230,12 @@ class World:
         scribble = SPARING.get(kind) or RUINOUS[kind]
         self._scribbles.append(kind)
         scribble(self.segment, random, _LIAR)
-        self.tally.count(f"scribbles: {kind}")
+        self.tally.count("scribbles")
+        self.tally.count(f"of {kind}")
 
-    def _everybody_reads(self) -> None:
-        for args in (("list",), ("ps", self.name), ("ps", self.name, "--json"), ("doctor",)):
+    def _everybody_reads(self, random: Random) -> None:
+        live = ("ps", self.name)
+        for args in random.sample([("list",), live, (*live, "--json"), ("doctor",)], 2):
             self._ask(*args, *(["--dir", self.directory] if args[0] in ("list", "doctor") else []))
         self._judge(
             watched(["attach"], self._attach, seconds=_SECONDS, memory=_ADDRESSES), "attaches"
@@ -249,10 +251,10 @@ class World:
             print(f"attach: {error}", file=sys.stderr)
             sys.exit(1)
 
-    def _read(self, file: Path) -> None:
-        for verb in ("info", "verify", "stacks"):
-            self._ask(verb, file)
-        self._ask("events", file, "--tail", 500, "--facts")
+    def _read(self, file: Path, random: Random) -> None:
+        events = ("events", "--tail", "500", "--facts")
+        for verb, *more in random.sample([("info",), ("verify",), ("stacks",), events], 2):
+            self._ask(verb, file, *more)
 
     def _retried(self, *args: object) -> Answer:
         answer = self._ask(*args)
