@@ -111,6 +111,22 @@ static PyObject *take_sigbus(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ig
     Py_RETURN_NONE;
 }
 
+/* A place in the table, -1 if there is none left, or nothing is borne. */
+static PyObject *watch_from(uintptr_t start, uintptr_t size, int fd)
+{
+    for (int i = 0; atomic_load(&sigbus_taken) && i < WATCHED_AT_MOST; i++) {
+        Watched *free = &watched_memory[i];
+        if (!atomic_flag_test_and_set(&free->claimed)) {
+            free->end = (start + size + page_size - 1) & ~(page_size - 1);
+            free->fd = fd;
+            atomic_store(&free->cut, false);
+            atomic_store(&free->start, start);
+            return PyLong_FromLong(i);
+        }
+    }
+    return PyLong_FromLong(-1);
+}
+
 PyDoc_STRVAR(watch_memory_doc, "watch_memory(memory, fd, /)\n--\n\n"
                                "Watch a mapping of the file's beginning; a number for `was_cut` "
                                "and `unwatch_memory`, -1 if there is no place left.");
@@ -120,27 +136,25 @@ static PyObject *watch_memory(PyObject *Py_UNUSED(module), PyObject *args)
     PyObject *memory;
     int fd;
     Py_buffer found;
-    if (!PyArg_ParseTuple(args, "Oi:watch_memory", &memory, &fd)) {
+    if (!PyArg_ParseTuple(args, "Oi:watch_memory", &memory, &fd) ||
+        PyObject_GetBuffer(memory, &found, PyBUF_SIMPLE) < 0) {
         return NULL;
     }
-    if (PyObject_GetBuffer(memory, &found, PyBUF_SIMPLE) < 0) {
-        return NULL;
-    }
-    long place = -1;
-    for (int i = 0; atomic_load(&sigbus_taken) && i < WATCHED_AT_MOST; i++) {
-        Watched *free = &watched_memory[i];
-        if (!atomic_flag_test_and_set(&free->claimed)) {
-            uintptr_t start = (uintptr_t)found.buf;
-            free->end = (start + (uintptr_t)found.len + page_size - 1) & ~(page_size - 1);
-            free->fd = fd;
-            atomic_store(&free->cut, false);
-            atomic_store(&free->start, start);
-            place = i;
-            break;
-        }
-    }
+    PyObject *place = watch_from((uintptr_t)found.buf, (uintptr_t)found.len, fd);
     PyBuffer_Release(&found);
-    return PyLong_FromLong(place);
+    return place;
+}
+
+PyDoc_STRVAR(watch_page_doc, "watch_page(address, /)\n--\n\n"
+                             "As `watch_memory`, a page that no Python object knows.");
+
+static PyObject *watch_page(PyObject *Py_UNUSED(module), PyObject *address)
+{
+    void *start = PyLong_AsVoidPtr(address);
+    if (!start && PyErr_Occurred()) {
+        return NULL;
+    }
+    return watch_from((uintptr_t)start, 1, -1);
 }
 
 static Watched *watched_at(PyObject *number)

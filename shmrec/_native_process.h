@@ -129,6 +129,7 @@ static PyMethodDef module_functions[] = {
     {"ignore_signal", ignore_signal, METH_VARARGS, ignore_signal_doc},
     {"take_sigbus", take_sigbus, METH_NOARGS, take_sigbus_doc},
     {"watch_memory", watch_memory, METH_VARARGS, watch_memory_doc},
+    {"watch_page", watch_page, METH_O, watch_page_doc},
     {"was_cut", was_cut, METH_O, was_cut_doc},
     {"unwatch_memory", unwatch_memory, METH_O, unwatch_memory_doc},
     {NULL, NULL, 0, NULL},

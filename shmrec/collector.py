@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from shmrec import alarms, capture, fence, ledger, naming, requests, store
+from shmrec import alarms, capture, cuts, fence, ledger, naming, requests, store
 from shmrec.alarms import Alarms
 from shmrec.capture import CUT_SHORT, CaptureStopped, Order
 from shmrec.control_block import ControlBlock
@@ -41,7 +41,7 @@ from shmrec.roster import Roster
 from shmrec.segment import Segment
 from shmrec.stack_area import Asking, take_stacks
 from shmrec.takeover import Settings
-from shmrec.wakeup import open_wakeup, refused, remove_wakeup, wake
+from shmrec.wakeup import open_wakeup, refused, remove_wakeup, wake, watch_wakeup
 
 __all__ = ["Collector", "spare_signals"]
 
@@ -104,6 +104,7 @@ class Collector:
         _prepare_for_many()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup = open_wakeup(segment, create=True)
+        self._watch = watch_wakeup(segment) if self._wakeup is not None else cuts.NOWHERE
         if self._wakeup is None and (squatted := refused(segment)):
             settings.log(f"{squatted}: not used, requests may wait for a second; have it removed")
         self._next_tick = time.monotonic_ns()
@@ -424,6 +425,7 @@ class Collector:
         if self._waker is not None:
             wake(self._wakeup)
             self._waker.join(timeout=1.0)
+        cuts.unwatch(self._watch)
         with contextlib.suppress(ValueError):
             signal.set_wakeup_fd(-1)
         self.roster.close()

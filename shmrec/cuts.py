@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from shmrec.extension import EXTENSION
 
-__all__ = ["NOWHERE", "bear_cuts", "unwatch", "was_cut", "watch"]
+__all__ = ["NOWHERE", "bear_cuts", "unwatch", "was_cut", "watch", "watch_file"]
 
 NOWHERE: Final = -1
 """What `watch` gives where nothing is watched."""
@@ -34,6 +34,18 @@ def watch(memory: Any, fd: int) -> int:
         return NOWHERE
     place: int = EXTENSION.watch_memory(memory, fd)
     return place
+
+
+def watch_file(path: str) -> int:
+    """Watch the first page of a file that a library has mapped."""
+    if EXTENSION is None:
+        return NOWHERE
+    with contextlib.suppress(OSError), open("/proc/self/maps", errors="surrogateescape") as file:
+        for line in file:
+            if line.rstrip("\n").endswith(f" {path}"):
+                place: int = EXTENSION.watch_page(int(line.partition("-")[0], 16))
+                return place
+    return NOWHERE
 
 
 def was_cut(place: int) -> bool:

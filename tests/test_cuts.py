@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 import shmrec
-from shmrec import naming, process
-from shmrec.errors import ShmrecError
+from shmrec import cuts, naming, process
+from shmrec.collector import Collector
+from shmrec.errors import CutShortError, ShmrecError
 from shmrec.extension import EXTENSION
-from shmrec.segment import open_segment
+from shmrec.layout import Geometry
+from shmrec.segment import create, open_segment
+from shmrec.takeover import Settings
 
 from .conftest import WAIT_SECONDS, Script, noticed, snapshots, wait_until
 from .dumping import dump, failure
@@ -34,7 +37,9 @@ shmrec.instant("last")
 READER = """
 import faulthandler, os, sys
 from shmrec import cuts
-from shmrec.segment import open_segment
+from shmrec.layout import Geometry
+from shmrec.segment import create, open_segment
+from shmrec.takeover import Settings
 if "faulthandler" in sys.argv:
     faulthandler.enable()
 cuts.bear_cuts()
@@ -189,3 +194,30 @@ def test_a_new_collector_keeps_what_is_left(
     assert serving.returncode == 0
     (kept,) = snapshots(tmp_path)
     assert f"kept as {kept}, and replaced" in said
+
+
+@native
+def test_a_semaphore_that_is_cut_short_costs_a_wait(recording_name: str, tmp_path: Path) -> None:
+    serving = collector(recording_name, tmp_path)
+    os.truncate(f"/dev/shm/sem.shmrec.{recording_name}", 0)
+    # A tool that has it open bears it as well; whoever opens it now does without.
+    dump("snapshot", recording_name)
+    serving.terminate()
+    _, said = serving.communicate(timeout=WAIT_SECONDS)
+    assert (serving.returncode, said) == (0, "")
+
+
+def test_without_the_extension_the_files_size_tells(
+    recording_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuts, "EXTENSION", None)
+    said: list[str] = []
+    with create(
+        recording_name, Geometry.of(0, 1), keep_size=0, keep_period_ns=0, collected=True
+    ) as made:
+        serving = Collector(made, Settings(recording_name, tmp_path, log=said.append))
+        os.ftruncate(made.fd, made.geometry.stacks_offset)
+        serving.wake()
+        with pytest.raises(CutShortError, match="are left, and nobody had recorded anything"):
+            serving.run()
+    assert not os.path.exists(f"/dev/shm/shmrec.{recording_name}")

@@ -1,4 +1,4 @@
-"""A sample of ``tools/stress/run hostile``: every kind of scribbling is tried by the whole of it."""
+"""A sample of ``tools/stress/run hostile``, which tries every kind of scribbling."""
 
 from __future__ import annotations
 
