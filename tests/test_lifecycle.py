@@ -115,6 +115,9 @@ class Lifecycle(RuleBasedStateMachine):
         )
 
     @rule(owner=owners, count=st.sampled_from([1, 7, 300]), size=st.sampled_from([0, 40, 400]))
+    def go_on(self, owner: Owner, count: int, size: int) -> None:
+        self.record(owner, count, size)
+
     def record(self, owner: Owner, count: int, size: int) -> None:
         if owner.live:
             for n in range(owner.recorded, owner.recorded + count):
@@ -144,6 +147,8 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(word=LIES)
     def scribble_generation(self, word: int) -> None:
         self.segment.set_word("generation", word)
+        for owner in self.held.values():
+            self.record(owner, 1, 0)
 
     @rule(at=st.integers(CONTROL.word("ledger"), CONTROL.word("ledger") + 255), word=LIES)
     def scribble_ledger(self, at: int, word: int) -> None:
@@ -158,12 +163,12 @@ class Lifecycle(RuleBasedStateMachine):
         at = self.segment.geometry.ring(owner.index) + slot * SLOT_SIZE
         self.segment.words[SLOT.word(name, at)] = word
 
-    @rule(cold=st.booleans())
-    def snapshot(self, cold: bool) -> None:
+    @rule(cold=st.booleans(), period_ns=st.sampled_from([1 << 60, 3600 * 10**9]))
+    def snapshot(self, cold: bool, period_ns: int) -> None:
         order = Order(
             self.directory,
             size=1 << 30,
-            period_ns=1 << 60,
+            period_ns=period_ns,
             deadline_ns=0,
             names=lambda: iter([f"{self.taken}.shmrec"]),
         )
