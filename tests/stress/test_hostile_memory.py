@@ -17,7 +17,7 @@ def test_scribbling_while_everybody_reads() -> None:
     hostile.options(parser)
     tally = Tally("hostile", 20)
     chosen = ["--kinds", "headers", "bombs", "generation", "geometry", "cut-short"]
-    given = parser.parse_args(["--seconds", "5", *chosen])
+    given = parser.parse_args(["--seconds", "3", *chosen])
     given.seed = tally.seed
     hostile.run(given, tally)
     assert not tally.failures

@@ -244,7 +244,7 @@ class World:
     def _attach(self) -> None:
         """In a child: join, record, leave; or one line that says why not."""
         try:
-            shmrec.attach(self.name)
+            shmrec.attach(self.name, required=True)
             shmrec.instant("passing by")
             shmrec.detach()
         except ShmrecError as error:
