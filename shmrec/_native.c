@@ -15,6 +15,7 @@
        _native_arguments.h  _native_msgpack.h                bytes
        _native_layout.h       generated: places and constants
        _native_process.h      fences, and memory with a guard
+       _native_cut.h          memory that others may cut short; not for producers
 
    Invariants:
 

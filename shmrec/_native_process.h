@@ -1,7 +1,8 @@
 /* What Python code asks of the extension besides recording: fences, memory with a guard, and
    ignoring a signal.
 
-   Runs in producers, collectors and tools. Nothing in here knows of writers. */
+   Runs in producers, collectors and tools. Nothing in here knows of writers. The module's table of
+   functions is here too. */
 #ifndef SHMREC_NATIVE_PROCESS_H
 #define SHMREC_NATIVE_PROCESS_H
 
@@ -14,6 +15,8 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "_native_cut.h"
 
 /* Fences, for whoever reads or writes the segment from Python. */
 
@@ -124,6 +127,11 @@ static PyMethodDef module_functions[] = {
     {"map_guarded", map_guarded, METH_VARARGS, map_guarded_doc},
     {"unmap_guarded", unmap_guarded, METH_VARARGS, unmap_guarded_doc},
     {"ignore_signal", ignore_signal, METH_VARARGS, ignore_signal_doc},
+    {"take_sigbus", take_sigbus, METH_NOARGS, take_sigbus_doc},
+    {"watch_memory", watch_memory, METH_VARARGS, watch_memory_doc},
+    {"watch_page", watch_page, METH_O, watch_page_doc},
+    {"was_cut", was_cut, METH_O, was_cut_doc},
+    {"unwatch_memory", unwatch_memory, METH_O, unwatch_memory_doc},
     {NULL, NULL, 0, NULL},
 };
 

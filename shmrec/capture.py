@@ -35,6 +35,7 @@ _POLL_FIRST_SECONDS: Final = 0.00005
 _POLL_LAST_SECONDS: Final = 0.002
 _NOTES_LIMIT: Final = 50
 _NO_CUT: Final = 1 << 62
+CUT_SHORT: Final = "the memory was cut short by a process that has it open"
 
 
 class CaptureStopped(ShmrecError):
@@ -107,13 +108,16 @@ def take_cold(segment: Segment, order: Order) -> Path:
     owners = Owners(readers(segment))
     owners.look()
     seen: set[int] = set()
-    last = segment.word("heartbeat_ns")
+    latest = ledger.latest_ns(segment)
+    signs = [segment.word("heartbeat_ns")]
     for heads in _heads(owners, seen):
-        last = max([last, *(head.start_ns for head in heads)])
+        signs.append(max((head.start_ns for head in heads if head.start_ns <= latest), default=0))
+    # What is in the future is nobody's sign of life.
+    last = max((sign for sign in signs if sign <= latest), default=0)
     header.generation = max(seen, default=0)
     # The clock stopped with the last sign of life: however late this is read, ages are those
     # of that moment. The segment's own pair of clocks holds after a reboot too.
-    if last < _NO_CUT:
+    if 0 < last < _NO_CUT:
         header.taken_mono_ns = last
         began = segment.word("created_mono_ns")
         wall = segment.word("created_wall_ns") + last - began
@@ -189,22 +193,26 @@ def oldest_kept(
     """
     sizes: dict[int, int] = {}
     starts: dict[int, int] = {}
+    latest: dict[int, int] = {}
     rings = 0
     for ring in heads:
         rings += bool(ring)
+        begun: dict[int, int] = {}
         for head in ring:
             generation = head.generation
-            if generation in sizes:
-                sizes[generation] += head.size
-                if head.start_ns < starts[generation]:
-                    starts[generation] = head.start_ns
-            elif generation <= wanted:
-                sizes[generation], starts[generation] = head.size, head.start_ns
+            if generation <= wanted:
+                sizes[generation] = sizes.get(generation, 0) + head.size
+                begun[generation] = min(head.start_ns, begun.get(generation, now_ns))
+                latest[generation] = max(head.start_ns, latest.get(generation, 0))
+        # The latest: one ring that lies of its times must not make the others' history old.
+        for generation, start in begun.items():
+            starts[generation] = max(start, starts.get(generation, 0))
     oldest, total, start = wanted, 0, now_ns
     limit = size * rings
     for number, generation in enumerate(sorted(sizes, reverse=True)):
-        begun_by = ends.get(generation, start)
-        if number and (total > limit or now_ns - min(start, begun_by) > period_ns):
+        # Whoever lies can only have more kept: it had not ended when a batch of it began.
+        ended = max(ends.get(generation, start), latest[generation])
+        if number and (total > limit or now_ns - ended > period_ns):
             break
         oldest = generation
         total += sizes[generation]
@@ -279,12 +287,15 @@ def _write_producer(
     # Of a producer that goes on, what came after the wanted generation is not part of the cut:
     # it would stand behind a gap. One that has ended or stalled is taken to its last byte.
     cut = wanted if producer.state == "running" else max(wanted, _NO_CUT)
-    heads = [head for head in scan.heads if head.generation <= cut] or scan.heads
+    reached = _reached(scan.heads, segment.own.generation or _NO_CUT)
+    heads = [head for head in scan.heads if reached[head.number] <= cut] or scan.heads
     since = heads[-1].start_ns - order.period_ns if heads else 0
     untold = producer.state == "dead" and not producer.reported
     # Of a death nobody has told yet, the last seconds are those before it, however long ago.
     wished = [
-        head for head in heads if oldest <= head.generation or (untold and head.start_ns >= since)
+        head
+        for head in heads
+        if oldest <= reached[head.number] or (untold and head.start_ns >= since)
     ]
     if heads and (not wished or wished[-1] is not heads[-1]):
         wished.append(heads[-1])
@@ -298,6 +309,10 @@ def _write_producer(
         producer.detached_ns = time.monotonic_ns()
         if producer.evidence == Evidence.STALLED:
             producer.evidence = str(Evidence.ENDED)
+    gone = segment.geometry.ring(entry.index) + segment.geometry.ring_size - segment.left
+    if gone > 0:
+        gone = min(gone, segment.geometry.ring_size)
+        producer.damage.insert(0, f"{gone:,} bytes of its ring are gone: {CUT_SHORT}")
     writer.producer(producer)
     for copy in copied.copies:
         # Here too: a ring may have a gigabyte, and the disk may be slow.
@@ -315,6 +330,20 @@ def _stacks(segment: Segment, owner: Owner, order: Order) -> Sequence[Stack]:
     # The area goes with the ring.
     left = fatal is not None and owner.reader.owned_by(owner.entry)
     return [fatal, *asked] if fatal is not None and left else asked
+
+
+def _reached(heads: Sequence[Head], newest: int) -> dict[int, int]:
+    """The generation that each batch belongs to, by its number.
+
+    That is its own, unless somebody has scribbled on the word that it comes from: one beyond the
+    `newest` has not been yet, and none is older than one before it.
+    """
+    reached, found = 0, {}
+    for head in heads:
+        if reached < head.generation <= newest:
+            reached = head.generation
+        found[head.number] = reached
+    return found
 
 
 def _producer(entry: Entry, order: Order, evidence: Mapping[int, str]) -> Producer:

@@ -11,6 +11,7 @@ Invariants:
   that holds it has its final name on disk.
 - A segment with a death that is not on disk yet is never removed.
 - A stop is obeyed within a second, also in the middle of a snapshot.
+- Whatever somebody scribbles in the memory, or cuts off it, the loop goes on or ends in order.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from shmrec import alarms, capture, fence, ledger, naming, requests, store
+from shmrec import alarms, capture, cuts, fence, ledger, naming, requests, store
 from shmrec.alarms import Alarms
-from shmrec.capture import CaptureStopped, Order
+from shmrec.capture import CUT_SHORT, CaptureStopped, Order
+from shmrec.control_block import ControlBlock
 from shmrec.deaths import HOST, UNKNOWN, Watched
-from shmrec.errors import SegmentError, ShmrecError
+from shmrec.errors import CutShortError, SegmentError, ShmrecError
 from shmrec.incidents import REQUEST, Plan
 from shmrec.layout import SegmentState, Stacks, Status, Verb
 from shmrec.manifest import Stack
@@ -39,7 +41,7 @@ from shmrec.roster import Roster
 from shmrec.segment import Segment
 from shmrec.stack_area import Asking, take_stacks
 from shmrec.takeover import Settings
-from shmrec.wakeup import open_wakeup, refused, remove_wakeup, wake
+from shmrec.wakeup import open_wakeup, refused, remove_wakeup, wake, watch_wakeup
 
 __all__ = ["Collector", "spare_signals"]
 
@@ -47,6 +49,8 @@ Taken = dict[tuple[int, int], list[Stack]]
 
 _TICK_NS: Final = 1_000_000_000
 _SWEEP_NS: Final = 60_000_000_000
+_SCRIBBLING_NS: Final = 60_000_000_000
+"""A scribbler that goes on is spoken of that often."""
 _LAST_DEADLINE_NS: Final = 200_000_000
 _LAST_LOCK_SECONDS: Final = 0.2
 _UNUSED_SECONDS: Final = 60.0
@@ -94,10 +98,13 @@ class Collector:
         self.settings = settings
         self.stopping = False
         self.roster = Roster(segment)
+        self._control = ControlBlock(segment)
+        self._next_word_of_scribbling = 0
         self._alarms = Alarms(segment, settings, self.roster.readers, self._stacks_of)
         _prepare_for_many()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup = open_wakeup(segment, create=True)
+        self._watch = watch_wakeup(segment) if self._wakeup is not None else cuts.NOWHERE
         if self._wakeup is None and (squatted := refused(segment)):
             settings.log(f"{squatted}: not used, requests may wait for a second; have it removed")
         self._next_tick = time.monotonic_ns()
@@ -116,7 +123,10 @@ class Collector:
             os.write(self._wake_write, b"w")
 
     def run(self, until: Callable[[], bool] = bool) -> None:
-        """Serve until stopped, `until()` holds, or lingering is over; then end in order."""
+        """Serve until stopped, `until()` holds, or lingering is over; then end in order.
+
+        Raises `CutShortError`, when all that is left is kept, if the memory was cut short.
+        """
         if self._wakeup is not None:
             self._waker = threading.Thread(target=self._forward_wakeups, daemon=True)
             self._waker.start()
@@ -125,6 +135,7 @@ class Collector:
                 while not self.stopping and not until() and not self._deserted():
                     self._poll()
                     self._turn_safely()
+                    self._look_at_memory()
                 if self._finish(wanted=self.stopping or until()):
                     break
         except BaseException:
@@ -174,6 +185,39 @@ class Collector:
                 raise
             self.settings.log(f"{_told(error)}; going on")
             time.sleep(_FAILURE_SECONDS)
+
+    def _look_at_memory(self) -> None:
+        """Put back what was scribbled over; keep what is left if the rest was cut off."""
+        if self.segment.cut:
+            self._keep_remnant()
+        now = time.monotonic_ns()
+        if self._control.restore() and now >= self._next_word_of_scribbling:
+            self._next_word_of_scribbling = now + _SCRIBBLING_NS
+            self.settings.log(
+                f"the control block of recording {self.settings.name!r} was overwritten by a "
+                f"process that has it open: put back ({self._control.restored} so far)"
+            )
+
+    def _keep_remnant(self) -> None:
+        """Take a snapshot of what is left, and end; whoever records there is lost with it."""
+        segment, name = self.segment, self.settings.name
+        lost = f"recording {name!r}: {CUT_SHORT}, {segment.left:,} of {len(segment.view):,} bytes"
+        try:
+            self.roster.look(time.monotonic_ns())
+            if self.roster.anybody() or self.roster.deaths or self.roster.ever_attached:
+                plan = Plan("recover", CUT_SHORT)
+                kept = f"are left, what they hold is in {self._snapshot(plan, last=True)}"
+            else:
+                kept = "are left, and nobody had recorded anything"
+        except Exception as error:
+            raise CutShortError(
+                f"{lost} are left in memory and could not be kept: {_told(error)}; "
+                f"`shmrec-dump recover {name}` reads them"
+            ) from error
+        if segment.linked():
+            naming.remove(name, self.settings.path)
+            remove_wakeup(segment)
+        raise CutShortError(f"{lost} {kept}; start it again, and its processes")
 
     def _turn(self) -> None:
         """One look at everything."""
@@ -266,8 +310,8 @@ class Collector:
                 directory=self.settings.directory,
                 reason=plan.reason,
                 trigger=plan.trigger,
-                size=self.segment.word("keep_size"),
-                period_ns=self.segment.word("keep_period_ns"),
+                size=self._control.keep_size,
+                period_ns=self._control.keep_period_ns,
                 flushes=self.settings.flushes,
                 deadline_ns=min(deadline, _LAST_DEADLINE_NS) if last else deadline,
                 requests=[{"pid": ask.pid, "reason": ask.reason} for ask in plan.requests],
@@ -381,6 +425,7 @@ class Collector:
         if self._waker is not None:
             wake(self._wakeup)
             self._waker.join(timeout=1.0)
+        cuts.unwatch(self._watch)
         with contextlib.suppress(ValueError):
             signal.set_wakeup_fd(-1)
         self.roster.close()

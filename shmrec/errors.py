@@ -11,6 +11,7 @@ __all__ = [
     "AttachError",
     "CollectorError",
     "CollectorRunningError",
+    "CutShortError",
     "DamagedFileError",
     "EngineError",
     "LayoutMismatchError",
@@ -61,6 +62,10 @@ class NoSuchRecordingError(SegmentError):
 
 class LayoutMismatchError(SegmentError):
     """The segment was made by another version, machine or namespace, or is damaged."""
+
+
+class CutShortError(LayoutMismatchError):
+    """A process that has the segment open cut it short; what is left of it can be read."""
 
 
 class UnfinishedSegmentError(LayoutMismatchError):

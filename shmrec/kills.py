@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import time
 import weakref
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from shmrec.cgroup import Cgroups, Group, Limit, Machine
 
-__all__ = ["Kills", "Memory"]
+__all__ = ["Kills", "Memory", "Sigkilled"]
 
 _KEPT: Final = 6
 _BACK_NS: Final = 2_000_000_000
@@ -135,22 +136,15 @@ class Memory:
             self._found = self._find(ended=True)
             self._tally = self._machine  # Let go of one that perhaps nobody else is in.
 
-    def told(self, sigkilled: Iterable[Memory]) -> dict[str, Any]:
+    def told(self, sigkilled: Sigkilled) -> dict[str, Any]:
         """As `manifest.Producer.memory` has it; `sigkilled` are all that died of SIGKILL."""
         found = self._find(ended=False) if self._found is None else self._found
         if not found:
             return {}
         began, ended = self._window
         # Of one that was found dead a little later, the kill may have been counted already.
-        latest = ended + _BACK_NS
-        others = [
-            each
-            for each in sigkilled
-            if each is not self
-            and each.source == found["source"]
-            and began <= each.ended_ns <= latest
-        ]
-        return {**found, "others": len(others)}
+        others = sigkilled.between(found["source"], began, ended + _BACK_NS)
+        return {**found, "others": others - (self in sigkilled)}
 
     @property
     def source(self) -> str:
@@ -189,6 +183,29 @@ class Memory:
                 found["current"], found["peak"] = tally.source.current(), tally.source.peak()
             return found
         return {}
+
+
+class Sigkilled:
+    """Those that died of SIGKILL, to be counted by the file that counted them and their end.
+
+    Many may die at once, and of each it is asked how many others did.
+    """
+
+    def __init__(self, died: Iterable[Memory]) -> None:
+        self._died = set(died)
+        self._ends: dict[str, list[int]] = {}
+        for each in self._died:
+            self._ends.setdefault(each.source, []).append(each.ended_ns)
+        for ends in self._ends.values():
+            ends.sort()
+
+    def __contains__(self, memory: Memory) -> bool:
+        return memory in self._died
+
+    def between(self, source: str, first: int, last: int) -> int:
+        """How many of that source ended from `first` to `last`."""
+        ends = self._ends.get(source, [])
+        return bisect_right(ends, last) - bisect_left(ends, first)
 
 
 def _shown(path: str) -> str:

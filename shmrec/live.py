@@ -11,7 +11,7 @@ from typing import Final
 
 from shmrec import process
 from shmrec.decoder import OpenSpan
-from shmrec.ending import Ending, find_ending
+from shmrec.ending import SPANS, SPANS_IN_ALL, Ending, find_ending
 from shmrec.errors import NoSuchRecordingError, ShmrecError, UnfinishedSegmentError
 from shmrec.layout import EntryState, SegmentState
 from shmrec.naming import names
@@ -136,8 +136,14 @@ def look(segment: Segment) -> Recording:
 
 def producers(segment: Segment) -> list[LiveProducer]:
     """Every producer that joined and whose ring nobody has taken over."""
-    found = [_producer(segment, reader) for reader in _claimed(segment)]
-    return [producer for producer in found if producer is not None]
+    found: list[LiveProducer] = []
+    spans = 0
+    for reader in _claimed(segment):
+        producer = _producer(segment, reader, min(SPANS, SPANS_IN_ALL - spans))
+        if producer is not None:
+            found.append(producer)
+            spans += len(producer.open_spans)
+    return found
 
 
 def _claimed(segment: Segment) -> list[RingReader]:
@@ -166,7 +172,7 @@ class _LappedError(Exception):
     """The producer overwrote what was being read."""
 
 
-def _producer(segment: Segment, reader: RingReader) -> LiveProducer | None:
+def _producer(segment: Segment, reader: RingReader, spans: int) -> LiveProducer | None:
     def payload(head: Head) -> bytes:
         copy = reader.copy(head)
         if copy is None:
@@ -179,7 +185,7 @@ def _producer(segment: Segment, reader: RingReader) -> LiveProducer | None:
         damage = list(scan.damage)
         ending = Ending()
         try:
-            ending = find_ending(scan.heads, payload)
+            ending = find_ending(scan.heads, payload, spans)
         except _LappedError:
             damage.append("it records faster than it can be read")
             continue

@@ -42,6 +42,8 @@ _PREAMBLES: Final = 8
 """Batches decoded where none of the newest has all open spans in its preamble."""
 _COUNTERS: Final = 64
 """Counters of one producer beyond a trigger's value at a time, by name, that fire only once."""
+_SPANS: Final = 1 << 12
+"""Open spans of one producer that are watched, the oldest ones."""
 _SHORTEST_NS: Final = 100_000_000
 _LONGEST_NS: Final = 1_000_000_000
 
@@ -177,7 +179,8 @@ class Lookout:
                     self._event(seen, event, fired, now)
             seen.batch = head.number
         seen.events = count
-        seen.spans = sorted(_Span(each.start_ns, each.span, each.name) for each in spans.values())
+        ordered = sorted(_Span(each.start_ns, each.span, each.name) for each in spans.values())
+        seen.spans = ordered[:_SPANS]
         for judged in seen.judged.values():
             judged.intersection_update(spans)
 

@@ -42,6 +42,7 @@ _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
 )
 _SCANNED: Final = (_GENERATION, _START, _COMMITTED, _FIRST, _FLAGS)
 _IMPLAUSIBLE: Final = 1 << 62
+_NOTHING: Final = -1
 _ALL_STACKS: Final = StackFlag.ASKED | StackFlag.FATAL | StackFlag.APPLICATION | StackFlag.POLITE
 
 
@@ -129,6 +130,8 @@ class RingReader:
         self._slot_size: Final = geometry.slot_size
         self._end: Final = self._ring + geometry.ring_size
         self._payload_size: Final = geometry.payload_size
+        self._disbelieved = _NOTHING
+        self._believed = 0
 
     def _word(self, name: str) -> int:
         word: int = self._words[ENTRY.word(name, self._entry)]
@@ -224,9 +227,6 @@ class RingReader:
         slots = self._slots
         scan = Scan([])
         opening = self._words[self._opening]  # step: scan-opening
-        if opening >= _IMPLAUSIBLE:
-            scan.damage.append(f"ring {self.index}: newest batch number {opening} is implausible")
-            return scan
         # The number first and last: a header is of one batch if it stayed the same meanwhile.
         fence.acquire()
         numbers = self._column(_NUMBER)  # step: scan-numbers
@@ -234,7 +234,21 @@ class RingReader:
         columns = [numbers, *map(self._column, _SCANNED)]  # step: scan-fields
         fence.acquire()
         columns.append(self._column(_NUMBER))  # step: scan-again
-        lapped = self._words[self._opening] - slots  # step: scan-lapped
+        after = self._words[self._opening]  # step: scan-lapped
+        top = self._top(numbers)
+        self._disbelieved = _NOTHING
+        if top and not opening - 1 <= top <= after:
+            # The batches themselves know better: only this word is lost.
+            self._disbelieved, self._believed = after, top
+            scan.damage.append(
+                f"ring {self.index}: newest batch number {after} contradicts its batches, whose "
+                f"newest is {top}"
+            )
+            opening = after = top
+        elif opening >= _IMPLAUSIBLE:
+            scan.damage.append(f"ring {self.index}: newest batch number {opening} is implausible")
+            return scan
+        lapped = after - slots
         oldest = max(1, opening - slots + 1)
         rows = list(zip(*columns, range(self._ring, self._end, self._slot_size), strict=True))
         split = (oldest - 1) % slots
@@ -243,7 +257,7 @@ class RingReader:
             found, generation, start_ns, committed, first, flags, still, offset = row
             if found != number:
                 # None or a higher one: being reset, of an earlier producer, or lapped since.
-                if 0 < found < number < opening:
+                if (0 < found < number < opening) or found > after:
                     scan.damage.append(f"batch {number}: its slot holds number {found}")
                 continue
             if still != number or number <= lapped:
@@ -256,6 +270,27 @@ class RingReader:
             else:
                 scan.heads.append(head)
         return scan
+
+    def _top(self, numbers: Sequence[int]) -> int:
+        """The newest batch by what the slots' numbers say; most decide if they disagree."""
+        slots = self._slots
+        found = sorted(
+            number
+            for slot, number in enumerate(numbers)
+            if 0 < number < _IMPLAUSIBLE and (number - 1) % slots == slot
+        )
+        best, top, first = 0, 0, 0
+        for last, number in enumerate(found):
+            while found[first] <= number - slots:
+                first += 1
+            if last - first >= best:
+                best, top = last - first, number
+        return top
+
+    def _announced(self) -> int:
+        """The newest batch's number, unless it has been seen to be a lie."""
+        opening: int = self._words[self._opening]
+        return self._believed if opening == self._disbelieved else opening
 
     def newest(self, count: int) -> list[Head]:
         """As `scan`, of the newest so many batches: costs no more where the ring is large."""
@@ -286,8 +321,9 @@ class RingReader:
             return f"{head.size} committed bytes are more than a slot holds"
         if head.count > head.size:
             return f"{head.count} events in {head.size} bytes"
-        if head.generation | head.start_ns | head.first >= _IMPLAUSIBLE:
-            return "generation, time or event number is implausible"
+        # Of a generation that never was: its producer found that in the control block.
+        if head.start_ns | head.first >= _IMPLAUSIBLE:
+            return "time or event number is implausible"
         return ""
 
     def copy(self, head: Head) -> Batch | None:
@@ -336,7 +372,7 @@ class RingReader:
     def _still_there(self, head: Head) -> bool:
         """Whether what was copied before this call was the batch's."""
         fence.acquire()
-        if self._words[self._opening] >= head.number + self._slots:  # step: copy-opening
+        if self._announced() >= head.number + self._slots:  # step: copy-opening
             return False
         found: int = self._words[head.offset // WORD + _NUMBER]  # step: copy-number
         return found == head.number

@@ -23,7 +23,7 @@ from typing import Any, Final
 from shmrec import process
 from shmrec.deaths import UNKNOWN, Death, Watched, Watcher
 from shmrec.facts import Facts
-from shmrec.kills import Kills, Memory
+from shmrec.kills import Kills, Memory, Sigkilled
 from shmrec.layout import ENTRY, EntryState
 from shmrec.manifest import Cause
 from shmrec.ring import Entry, readers
@@ -59,6 +59,8 @@ class Roster:
         self._segment = segment
         self._kills: Final = Kills()
         self._known: dict[int, _Known] = {}
+        self._killed: Sigkilled | None = None
+        """Those of the known that died of SIGKILL, until another one does."""
         self._sampled = 0
         self.readers: Final = readers(segment)
         """Of all rings, by index."""
@@ -82,7 +84,7 @@ class Roster:
 
     def living(self) -> list[Watched]:
         """Those who are there, as far as has been noticed."""
-        dying = {death.watched.index for death in self.deaths}
+        dying = self._dying()
         return [each for index, each in self.watcher.watched.items() if index not in dying]
 
     def causes(self) -> dict[tuple[int, int], Cause]:
@@ -99,8 +101,10 @@ class Roster:
 
     def bury(self, deaths: Iterable[Death]) -> None:
         """These deaths are on disk: their rings may have other owners."""
-        for death in deaths:
-            self.deaths.remove(death)
+        buried = list(deaths)
+        gone = set(map(id, buried))
+        self.deaths[:] = [death for death in self.deaths if id(death) not in gone]
+        for death in buried:
             self._settle(death.watched.index, death.watched.incarnation)
             self.watcher.forget(death.watched.index)
 
@@ -134,15 +138,18 @@ class Roster:
         """Stop watching everybody."""
         self.watcher.close()
 
-    def _sigkilled(self) -> list[Memory]:
-        return [
-            known.memory
-            for known in self._known.values()
-            if known.cause is not None and known.cause.signal == _SIGKILL
-        ]
+    def _sigkilled(self) -> Sigkilled:
+        if self._killed is None:
+            self._killed = Sigkilled(
+                known.memory
+                for known in self._known.values()
+                if known.cause is not None and known.cause.signal == _SIGKILL
+            )
+        return self._killed
 
     def _sample(self, now: int) -> None:
-        there = [index for index in self.watcher.watched if not self._dying(index)]
+        dying = self._dying()
+        there = [index for index in self.watcher.watched if index not in dying]
         first = self._sampled if self._sampled < len(there) else 0
         self._sampled = first + _SAMPLED_A_TICK
         for index in islice(there, first, self._sampled):
@@ -152,7 +159,7 @@ class Roster:
 
     def _notice_producers(self, now: int) -> None:
         words, geometry = self._segment.words, self._segment.geometry
-        alive = False
+        alive, dying = False, self._dying()
         for index, reader in enumerate(self.readers):
             at = geometry.entry(index)
             incarnation = words[ENTRY.word("incarnation", at)]
@@ -160,7 +167,7 @@ class Roster:
                 continue
             state = words[ENTRY.word("state", at)]
             if state == EntryState.DETACHED:
-                if index in self.watcher.watched and not self._dying(index):
+                if index in self.watcher.watched and index not in dying:
                     self._known[index].memory.end()
                     self.watcher.forget(index)
                 self._settle(index, incarnation)
@@ -178,14 +185,16 @@ class Roster:
         )
         facts = Facts(entry.pid, entry.start_ticks)
         pid = entry.pid if facts.sample(now) else None
+        self._killed = None
         self._known[entry.index] = _Known(watched, facts, Memory(self._kills, pid))
 
-    def _dying(self, index: int) -> bool:
-        return any(death.watched.index == index for death in self.deaths)
+    def _dying(self) -> set[int]:
+        return {death.watched.index for death in self.deaths}
 
     def _notice_deaths(self, now: int) -> None:
+        dying = self._dying()
         for index, watched in list(self.watcher.watched.items()):
-            if self._dying(index) or not self.watcher.gone(watched):
+            if index in dying or not self.watcher.gone(watched):
                 continue
             self._known[index].memory.end()
             entry = self.readers[index].entry()
@@ -195,19 +204,22 @@ class Roster:
             at = self._segment.geometry.entry(index)
             self._segment.words[ENTRY.word("ended_ns", at)] = now
             self.deaths.append(Death(watched, entry.label, now))
-        for death in list(self.deaths):
+        left: list[Death] = []
+        for death in self.deaths:
             if death.cause in (None, UNKNOWN):
                 # Word may come late, but before the snapshot.
                 found = self.watcher.cause(death.watched)
                 late = now - death.noticed_ns > _CAUSE_NS
                 death.cause = found or (UNKNOWN if late else death.cause)
             known = self._known.get(death.watched.index)
-            if known is not None and known.watched is death.watched:
+            if known is not None and known.watched is death.watched and known.cause != death.cause:
                 known.cause = death.cause
+                self._killed = None
             given_up = death.watched.timeout is not None
             if death.cause is not None and death.cause.exit_code == 0 and not given_up:
                 # It left by os._exit(0): in order, but for saying so.
-                self.bury([death])
+                left.append(death)
+        self.bury(left)
 
     def _settle(self, index: int, incarnation: int) -> None:
         word = ENTRY.word("settled", self._segment.geometry.entry(index))

@@ -26,9 +26,9 @@ from typing import Final
 
 import posix_ipc
 
-from shmrec import fence, layout, process
+from shmrec import cuts, fence, layout, process
 from shmrec.errors import (
-    LayoutMismatchError,
+    CutShortError,
     LockedError,
     NoSuchRecordingError,
     SegmentError,
@@ -36,6 +36,7 @@ from shmrec.errors import (
     UnfinishedSegmentError,
     WrongOwnerError,
 )
+from shmrec.header import checked_geometry
 from shmrec.layout import CONTROL, TRIGGERS, Geometry, SegmentState
 from shmrec.naming import DIRECTORY, check_name, remove, shm_name, shm_path
 
@@ -52,6 +53,7 @@ PLAUSIBLE: Final = (1 << 62) - 1
 """A mask that leaves room to add to a word."""
 LOCK_SECONDS: Final = 10.0
 _LOCK_POLL_SECONDS: Final = 0.001
+_COPIED_AT_ONCE: Final = 1 << 20
 
 _LINK: Final = "is a symbolic link: name the file itself, or have the link removed"
 
@@ -66,6 +68,18 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
+class OwnWords:
+    """What this process, as the collector, last wrote where nobody else may write.
+
+    `generation` is 0 before the first. `began` is the time of each generation's beginning, of as
+    many as the control block remembers.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.began: dict[int, int] = {}
+
+
 class Segment:
     """An open segment: its bytes, its words, its geometry.
 
@@ -73,18 +87,33 @@ class Segment:
     child inherits both. `writable` is False for readers that only look.
     """
 
-    def __init__(self, name: str, path: str | None, fd: int, writable: bool) -> None:
-        size = os.fstat(fd).st_size
+    def __init__(
+        self, name: str, path: str | None, fd: int, writable: bool, remnant: int = 0
+    ) -> None:
+        """With `remnant` a copy of what is left of a segment that once had so many bytes."""
+        size = remnant or os.fstat(fd).st_size
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self.name: Final = name
         self.path: Final = path
         self.fd: int = fd
         self._holder = 0
         self.writable: Final = writable
-        self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, access)
+        self._map = _copied(fd, size) if remnant else mmap.mmap(fd, size, mmap.MAP_SHARED, access)
         self.view = memoryview(self._map)
+        self._watch = cuts.NOWHERE if remnant else cuts.watch(self.view, fd)
         self.words: memoryview[int] = self.view[: size - size % layout.WORD].cast("Q")
         self.geometry = Geometry()
+        self.own = OwnWords()
+
+    @property
+    def cut(self) -> bool:
+        """Whether somebody has cut the memory short. What is gone reads as zeros, if it does."""
+        return cuts.was_cut(self._watch) or self.left < len(self.view)
+
+    @property
+    def left(self) -> int:
+        """How many of its bytes are there."""
+        return min(os.fstat(self.fd).st_size, len(self.view))
 
     def word(self, name: str) -> int:
         """The control block's word of that name."""
@@ -222,6 +251,7 @@ class Segment:
         with _closing:
             if self.fd < 0:
                 return
+            cuts.unwatch(self._watch)
             self.words.release()
             self.view.release()
             self._map.close()
@@ -233,6 +263,17 @@ class Segment:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _copied(fd: int, size: int) -> mmap.mmap:
+    """Memory of our own with what the file has; zeros behind."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    memory = mmap.mmap(-1, size, flags)
+    with memoryview(memory) as view:
+        at = 0
+        while at < size and (got := os.preadv(fd, [view[at : at + _COPIED_AT_ONCE]], at)):
+            at += got
+    return memory
 
 
 def _text(raw: bytes) -> str:
@@ -380,7 +421,8 @@ def _fill(segment: Segment, geometry: Geometry, keep_size: int, keep_period_ns: 
 def open_segment(name: str, path: str | None = None, *, writable: bool = True) -> Segment:
     """An existing segment, its header checked against its size and this version's layout.
 
-    Raises `NoSuchRecordingError`, `WrongOwnerError`, `LayoutMismatchError`.
+    One that was cut short is only there to be read: ``Segment.cut`` says so. Raises
+    `NoSuchRecordingError`, `WrongOwnerError`, `LayoutMismatchError`.
     """
     if path is None:
         check_name(name)
@@ -404,51 +446,41 @@ def open_segment(name: str, path: str | None = None, *, writable: bool = True) -
             os.close(fd)
         if time.monotonic() > deadline:
             raise UnfinishedSegmentError(
-                f"recording {name!r} was never finished being created: remove it with "
-                "`shmrec-dump clean`"
+                f"recording {name!r} was never finished being created, or was cut short by a "
+                "process that has it open: remove it with `shmrec-dump clean`"
             )
         time.sleep(0.01)
     try:
-        segment.geometry = _checked_geometry(segment)
+        fence.acquire()
+        segment.geometry = checked_geometry(name, segment.word, len(segment.view))
+    except CutShortError:
+        if writable:
+            segment.close()
+            raise
+        return _remnant(segment)
     except BaseException:
         segment.close()
         raise
     return segment
 
 
-def _checked_geometry(segment: Segment) -> Geometry:
-    name = segment.name
-    if segment.word("magic") != layout.SEGMENT_MAGIC:
-        raise LayoutMismatchError(f"recording {name!r} is not a shmrec segment, or is damaged")
-    fence.acquire()
-    if segment.word("byte_order") != layout.BYTE_ORDER:
-        raise LayoutMismatchError(f"recording {name!r} was made on a machine of other byte order")
-    version = segment.word("layout_version")
-    if version != layout.LAYOUT_VERSION or segment.word("layout_id") != layout.LAYOUT_ID:
-        which = f"version {version}, not {layout.LAYOUT_VERSION}"
-        if version == layout.LAYOUT_VERSION:
-            which = f"another build's variant of version {version}"
-        raise LayoutMismatchError(
-            f"the memory of recording {name!r} is laid out otherwise ({which}): use the same "
-            "version of shmrec for all of its processes"
-        )
-    geometry = Geometry(
-        segment.word("producers"),
-        segment.word("slots"),
-        segment.word("slot_size"),
-        segment.word("stack_size"),
-    )
-    believable = (
-        1 <= geometry.producers <= layout.MAXIMUM_PRODUCERS
-        and layout.MINIMUM_SLOTS <= geometry.slots <= layout.MAXIMUM_RING_SIZE // layout.SLOT_SIZE
-        and geometry.slot_size == layout.SLOT_SIZE
-        and geometry.stack_size == layout.STACK_SIZE
-        and geometry.segment_size == segment.word("segment_size") == len(segment.view)
-        and geometry.requests_offset == segment.word("requests_offset")
-        and geometry.table_offset == segment.word("table_offset")
-        and geometry.rings_offset == segment.word("rings_offset")
-        and geometry.stacks_offset == segment.word("stacks_offset")
-    )
-    if not believable:
-        raise LayoutMismatchError(f"recording {name!r} is damaged: its geometry contradicts itself")
-    return geometry
+def _remnant(cut: Segment) -> Segment:
+    """What is left of a segment that was cut short, to be read like a whole one."""
+    size = cut.word("segment_size")
+    try:
+        with cut:
+            fd = os.dup(cut.fd)
+        try:
+            found = Segment(cut.name, cut.path, fd, writable=False, remnant=size)
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise SegmentError(f"cannot map recording {cut.name!r}: {error.strerror}") from error
+    try:
+        # Of the copy, which nobody can change any more.
+        found.geometry = checked_geometry(found.name, found.word, size)
+    except BaseException:
+        found.close()
+        raise
+    return found

@@ -32,7 +32,7 @@ from shmrec import layout
 from shmrec.bulk import Runs
 from shmrec.counters import fact_runs
 from shmrec.decoder import Event
-from shmrec.ending import find_ending
+from shmrec.ending import SPANS, SPANS_IN_ALL, find_ending
 from shmrec.errors import DamagedFileError, NoSuchSnapshotError
 from shmrec.frame_values import (
     HEADER_KEYS,
@@ -54,6 +54,10 @@ __all__ = ["Cause", "FileWriter", "Header", "Producer", "Snapshot", "Stack", "re
 
 _NOTES_LIMIT: Final = 100
 _STACKS_LIMIT: Final = 16
+_STACKS_BYTES: Final = 64 << 20
+"""Of all stacks together: those of a thousand producers, as large as they can be."""
+_IDENT_BYTES: Final = 150
+"""What one of a stack's idents takes in memory, about."""
 _TOO_MANY: Final = "more producers than there can be: the others are left out"
 
 
@@ -145,8 +149,11 @@ class Snapshot:
         self.damage: list[str] = []
         self.size = 0
         self._batches: dict[int, list[_Where]] = {}
+        self._indexes: set[int] = set()
         self._stacks: dict[int, list[Stack]] = {}
         self._counts: dict[str, Any] | None = None
+        self._spans = 0
+        self._stack_bytes = 0
 
     @property
     def complete(self) -> bool:
@@ -302,17 +309,34 @@ class Snapshot:
         elif kind == Frame.PRODUCER:
             if len(self.producers) >= layout.MAXIMUM_PRODUCERS:
                 raise ValueError(_TOO_MANY)
-            self.producers.append(producer_of(value[1]))
+            producer = producer_of(value[1])
+            if producer.index in self._indexes:
+                raise ValueError(f"producer {producer.index} is there twice")
+            self._indexes.add(producer.index)
+            self.producers.append(producer)
         elif kind == Frame.HEADER:
             fill(self.header, value[1], HEADER_KEYS)
             kept = self.header.generations
             self.header.generations = [each for each in kept if type(each) is int]
         elif kind == Frame.STACK:
-            found = self._stacks.setdefault(value[1], []) if type(value[1]) is int else []
-            if len(found) < _STACKS_LIMIT:
-                found.append(stack_of(value[2]))
+            self._take_stack(value[1], value[2])
         elif kind == Frame.TRAILER:
             self._counts = dict(value[1])
+
+    def _take_stack(self, index: Any, value: Any) -> None:
+        if index not in self._indexes:
+            raise ValueError("a stack of no producer before it")
+        found = self._stacks.setdefault(index, [])
+        if len(found) >= _STACKS_LIMIT:
+            raise ValueError(f"producer {index} has more stacks than there can be")
+        stack = stack_of(value)
+        size = sum(map(len, (stack.kind, stack.text, stack.note))) + _IDENT_BYTES * len(
+            stack.idents
+        )
+        if self._stack_bytes + size > _STACKS_BYTES:
+            raise ValueError("more stacks than can be kept in memory: this one is left out")
+        self._stack_bytes += size
+        found.append(stack)
 
     def _check_counts(self) -> None:
         if not self.header.recording:
@@ -341,7 +365,9 @@ class Snapshot:
             return
         producer.events = sum(where.count for where in batches)
         producer.oldest_ns = batches[0].start_ns
-        ending = find_ending(batches, lambda where: self._payload(file, where))
+        limit = min(SPANS, SPANS_IN_ALL - self._spans)
+        ending = find_ending(batches, lambda where: self._payload(file, where), limit)
+        self._spans += len(ending.open_spans)
         producer.newest_ns = ending.newest_ns
         producer.open_spans = ending.open_spans
         producer.spans_missing = ending.partial

@@ -7,9 +7,7 @@ so. What an earlier run left is never thrown away unread.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from shmrec import segment as segments
 from shmrec.capture import Order
 from shmrec.errors import (
     CollectorRunningError,
+    CutShortError,
     LayoutMismatchError,
     NoSuchRecordingError,
     SegmentError,
@@ -31,7 +30,7 @@ from shmrec.segment import Segment
 from shmrec.triggers import STACKS, Trigger
 from shmrec.wakeup import remove_wakeup
 
-__all__ = ["Settings", "establish", "log_to_stderr", "recover"]
+__all__ = ["Settings", "establish", "recover"]
 
 _ATTEMPTS: Final = 20
 
@@ -60,13 +59,6 @@ class Settings:
     stacks: str = STACKS[0]
     """One of `triggers.STACKS`."""
     log: Callable[[str], None] = lambda message: None
-
-
-def log_to_stderr(message: str) -> None:
-    """One line on stderr, without what could drive a terminal; nobody needs to listen."""
-    shown = "".join(each if each.isprintable() else "?" for each in message)
-    with contextlib.suppress(OSError, ValueError):
-        print(f"shmrec[{os.getpid()}]: {shown}", file=sys.stderr, flush=True)
 
 
 def establish(settings: Settings) -> Segment:
@@ -103,6 +95,9 @@ def _take_existing(settings: Settings) -> Segment | None:
     try:
         segment = segments.open_segment(settings.name, settings.path)
     except NoSuchRecordingError:
+        return None
+    except CutShortError as error:
+        _replace_cut(settings, error)
         return None
     except LayoutMismatchError as error:
         _keep_raw(settings, error)
@@ -158,6 +153,20 @@ def _replace_stale(segment: Segment, settings: Settings) -> None:
     naming.remove(settings.name, settings.path)
     # Whoever waits for the lock to attach must not record where nobody will look.
     segment.set_word("state", SegmentState.CLOSED)
+
+
+def _replace_cut(settings: Settings, error: CutShortError) -> None:
+    """Keep what is left of a segment that was cut short; nobody can record in it any more."""
+    with segments.open_segment(settings.name, settings.path, writable=False) as segment:
+        running = segment.collector()
+        if running is not None:
+            raise CollectorRunningError(f"{error}; collector {running} is about to notice")
+        kept = "nobody had recorded anything"
+        if _used(segment):
+            kept = f"kept as {recover(segment, settings.directory, reason='cut short')}"
+        remove_wakeup(segment)
+    settings.log(f"{error}: {kept}, and replaced")
+    naming.remove(settings.name, settings.path)
 
 
 def _keep_raw(settings: Settings, error: LayoutMismatchError) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import posix_ipc
 
-from shmrec import layout
+from shmrec import cuts, layout
 from shmrec.naming import DIRECTORY
 from shmrec.segment import Segment
 
-__all__ = ["open_wakeup", "refused", "remove_wakeup", "wake"]
+__all__ = ["open_wakeup", "refused", "remove_wakeup", "wake", "watch_wakeup"]
 
 
 def open_wakeup(segment: Segment, *, create: bool = False) -> Any:
@@ -69,6 +69,11 @@ def _restore_mode(segment: Segment) -> None:
     # Ours alone, as has been seen; where it is no file nothing can be done.
     with contextlib.suppress(OSError):
         os.chmod(_place(segment), 0o600)
+
+
+def watch_wakeup(segment: Segment) -> int:
+    """Bear it that somebody cuts the semaphore short: a number for `cuts.unwatch`."""
+    return cuts.watch_file(_place(segment))
 
 
 def remove_wakeup(segment: Segment) -> None:

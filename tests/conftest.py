@@ -32,6 +32,7 @@ _numbers = itertools.count(1)
 ONCE = {
     "test_bench",
     "test_culprits",
+    "test_cuts",
     "test_cgroup",
     "test_comparison",
     "test_counters",
@@ -54,6 +55,7 @@ ONCE = {
     "test_hostile_text",
     "test_incidents",
     "test_layers",
+    "test_log",
     "test_lookout",
     "test_model",
     "test_native",
@@ -69,6 +71,7 @@ ONCE = {
     "test_stack_text",
     "test_stillness",
     "test_store",
+    "test_store_life",
     "test_triggers",
     "test_twins",
     "test_validator",

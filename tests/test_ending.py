@@ -8,7 +8,7 @@ import pytest
 
 from shmrec.ending import find_ending
 from shmrec.layout import SlotFlag
-from shmrec.ring import Batch
+from shmrec.ring import Batch, Head
 
 from .dumping import batch
 
@@ -90,3 +90,31 @@ def test_bad_bytes_are_damage(bad: bytes) -> None:
     found = find_ending([made.head], lambda head: made.payload)
     assert [span.name for span in found.open_spans] == ["a"]
     assert len(found.damage) == 1
+
+
+def test_open_spans_are_known_up_to_a_limit_and_the_rest_is_said() -> None:
+    made = [
+        partial(
+            batch(THREAD, *(still(f"s{n}", 100 * number + n) for n in range(50)), number=number)
+        )
+        for number in range(1, 4)
+    ]
+    payloads = {each.head.number: each.payload for each in made}
+    heads = [each.head for each in made]
+    found = find_ending(heads, lambda head: payloads[head.number], limit=60)
+    assert sorted(span.span for span in found.open_spans)[-50:] == list(range(300, 350))
+    assert len(found.open_spans) == 60
+    assert found.partial
+    assert found.damage == ["90 open spans more than can be known were left out"]
+
+
+def test_batches_are_decoded_for_open_spans_up_to_a_limit() -> None:
+    fetched: list[int] = []
+    made = [partial(batch(THREAD, still("s", n), number=n)).head for n in range(1, 2000)]
+
+    def payload(head: Head) -> bytes:
+        fetched.append(head.number)
+        return batch(THREAD, still("s", head.number)).payload
+
+    assert find_ending(made, payload).partial
+    assert len(fetched) == 256

@@ -14,7 +14,7 @@ import click
 import msgpack
 import pytest
 
-from shmrec import requests, store, takeover, wakeup
+from shmrec import log, requests, store, wakeup
 from shmrec.collector import Collector
 from shmrec.commands.dump import dump as tool
 from shmrec.errors import ShmrecError
@@ -316,13 +316,13 @@ def test_an_answer_through_shared_memory(memory: Segment, status: int, answer: s
 def test_the_collectors_log(
     memory: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = Settings(memory.name, tmp_path, log=takeover.log_to_stderr)
+    settings = Settings(memory.name, tmp_path, log=log.log_to_stderr)
     collector = Collector(memory, settings)
     wakeup.remove_wakeup(memory)
     collector.stop()
     collector.run()
     said = capsys.readouterr().err
-    takeover.log_to_stderr(f"no snapshot of {HOSTILE}")
+    log.log_to_stderr(f"no snapshot of {HOSTILE}")
     said += capsys.readouterr().err
     harmless(said)
     assert "owned" in said

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shmrec.kills import Kills, Memory
+from shmrec.kills import Kills, Memory, Sigkilled
 
 SECOND = 1_000_000_000
 MIB = 1 << 20
@@ -67,7 +67,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 def told(memory: Memory, *others: Memory) -> dict[str, Any]:
     memory.end()
-    return memory.told([memory, *others])
+    return memory.told(Sigkilled([memory, *others]))
 
 
 def test_a_kill_that_was_counted_before_the_end(host: Host) -> None:
@@ -135,10 +135,10 @@ def test_others_that_died_at_the_same_time_are_counted(host: Host) -> None:
     host.clock.pass_seconds(0.001)
     second.end()
     everybody = (first, second, long_ago)
-    assert first.told(everybody)["others"] == 1
-    assert second.told(everybody)["others"] == 1
-    assert long_ago.told(everybody)["others"] == 0
-    assert long_ago.told(everybody)["kills"] == 0
+    assert first.told(Sigkilled(everybody))["others"] == 1
+    assert second.told(Sigkilled(everybody))["others"] == 1
+    assert long_ago.told(Sigkilled(everybody))["others"] == 0
+    assert long_ago.told(Sigkilled(everybody))["kills"] == 0
 
 
 def test_a_living_one_is_told_what_happened_since_it_came(host: Host) -> None:
@@ -147,7 +147,7 @@ def test_a_living_one_is_told_what_happened_since_it_came(host: Host) -> None:
     host.killed(1)
     victim.end()
     host.ticks(10)
-    found = memory.told([victim])
+    found = memory.told(Sigkilled([victim]))
     assert (found["kills"], found["others"]) == (1, 1)
 
 
@@ -218,7 +218,7 @@ def test_a_cgroup_of_any_name_can_be_told(host: Host) -> None:
     (folder / "memory.events").write_text("oom_kill 2\n")
     found = told(mine)
     other.end()
-    assert mine.told([mine, other])["others"] == 1
+    assert mine.told(Sigkilled([mine, other]))["others"] == 1
     assert (found["kills"], found["limit"]) == (2, 4096)
     # A file's texts are UTF-8.
     assert found["source"].encode() == f"{host.group.parent}/caf\ufffd/memory.events".encode()
@@ -245,3 +245,24 @@ def test_cgroups_that_nobody_is_in_are_not_read(host: Host) -> None:
         other.end()
         host.kills.tick()
         assert reads == [host.kills.machine]
+
+
+def test_many_that_died_at_once_cost_no_more_than_each(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = [host.memory(7) for _ in range(500)]
+    for each in died:
+        each.end()
+    looked = 0
+    source: Any = vars(Memory)["source"].fget
+
+    def counted(memory: Memory) -> str:
+        nonlocal looked
+        looked += 1
+        found: str = source(memory)
+        return found
+
+    monkeypatch.setattr(Memory, "source", property(counted))
+    sigkilled = Sigkilled(died)
+    assert {each.told(sigkilled)["others"] for each in died} == {499}
+    assert looked <= 2 * len(died)

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEVELS = (
-    ("_version", "errors", "events", "checksum", "durable", "phrases", "redaction"),
+    ("_version", "errors", "events", "checksum", "durable", "phrases", "redaction", "log"),
     ("layout", "values", "cgroup", "syscalls", "stack_text", "own_memory", "folder"),
-    ("process", "naming", "threads", "frames", "exceptions", "kills", "triggers"),
+    ("process", "naming", "header", "threads", "frames", "exceptions", "kills", "triggers"),
     ("_native", "unhandled"),
     ("extension",),
-    ("fence", "guarded", "ignored"),
+    ("fence", "guarded", "ignored", "cuts"),
     ("segment",),
-    ("wakeup", "ledger", "batch", "decoder", "stacks"),
+    ("wakeup", "ledger", "control_block", "batch", "decoder", "stacks"),
     ("manifest", "bulk", "merging"),
     (
         "writer",

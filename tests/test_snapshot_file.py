@@ -12,7 +12,7 @@ import msgpack
 import pytest
 
 import shmrec
-from shmrec import checksum, layout
+from shmrec import checksum, layout, snapshot_file
 from shmrec.layout import Frame
 from shmrec.manifest import Header, Producer
 from shmrec.ring import Batch, BatchView, Head
@@ -160,3 +160,47 @@ def test_there_are_no_more_producers_and_facts_than_can_be(tmp_path: Path) -> No
     assert len(snapshot.producers[0].facts) <= 1000
     assert snapshot.producers[0].facts[-1] == rows[-1]
     assert any("more producers" in note for note in snapshot.damage)
+
+
+def stack_frame(index: Any, text: str, **more: Any) -> bytes:
+    stack = {"kind": "asked", "taken_ns": 1, "text": text, "cut": False, "note": "", "idents": {}}
+    return frame([Frame.STACK, index, stack | more])
+
+
+def file_of(path: Path, *frames: bytes) -> Path:
+    header = frame([Frame.HEADER, {"recording": "web"}])
+    path.write_bytes(layout.FILE_MAGIC + header + b"".join(frames))
+    return path
+
+
+def producer_frame(index: int, label: str) -> bytes:
+    return frame([Frame.PRODUCER, {"index": index, "label": label}])
+
+
+def test_a_producer_that_is_there_again_is_named_and_left_out(tmp_path: Path) -> None:
+    found = shmrec.read(file_of(tmp_path / "a", *(producer_frame(7, f"n{n}") for n in range(50))))
+    assert [each.label for each in found.producers] == ["n0"]
+    assert "producer 7 is there twice" in found.damage[0]
+
+
+def test_stacks_take_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot_file, "_STACKS_BYTES", 1 << 20)
+    text = "x" * (layout.STACK_SIZE // 4)
+    many = [
+        part
+        for index in range(6)
+        for part in (producer_frame(index, ""), *[stack_frame(index, text)] * 16)
+    ]
+    found = shmrec.read(file_of(tmp_path / "a", *many))
+    kept = [stack for producer in found.producers for stack in producer.stacks]
+    assert sum(len(stack.text) for stack in kept) <= 1 << 20
+    assert len(kept) == 63
+    assert any("more stacks than can be kept in memory" in note for note in found.damage)
+    # Neither notes, nor idents, nor stacks of nobody are a way around.
+    note = "n" * 170_000
+    idents = {n: n for n in range(1200)}
+    more = [stack_frame(0, "", note=note)] * 9 + [stack_frame(0, "", idents=idents)] * 6
+    found = shmrec.read(file_of(tmp_path / "b", producer_frame(0, ""), *more))
+    assert [len(stack.note) for stack in found.producers[0].stacks] == [len(note)] * 6
+    found = shmrec.read(file_of(tmp_path / "c", *(stack_frame(n, "x") for n in (5, "a", None))))
+    assert len([note for note in found.damage if "a stack of no producer before it" in note]) == 3

@@ -16,17 +16,18 @@ from typing import Final
 
 import click
 
-from shmrec import layout, store, triggers
+from shmrec import cuts, layout, store, triggers
 from shmrec._version import __version__
 from shmrec.collector import Collector, spare_signals
 from shmrec.commands.terminal import run
 from shmrec.deaths import PARENT
-from shmrec.errors import CollectorRunningError, ShmrecError, TriggerError
+from shmrec.errors import CollectorRunningError, CutShortError, ShmrecError, TriggerError
 from shmrec.launch import READY, RUNNING
+from shmrec.log import log_to_stderr
 from shmrec.naming import check_name
 from shmrec.recorder import ENVIRONMENT, ENVIRONMENT_PATH
 from shmrec.segment import Segment
-from shmrec.takeover import Settings, establish, log_to_stderr
+from shmrec.takeover import Settings, establish
 
 _PASSED_ON: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH")
 _TYPED: Final = (signal.SIGINT, signal.SIGQUIT)
@@ -258,7 +259,11 @@ def _run_command(
         collector.wake()
 
     threading.Thread(target=wait, daemon=True).start()
-    collector.run(until=ended.is_set)
+    try:
+        collector.run(until=ended.is_set)
+    except CutShortError as error:
+        # The command's own status is what counts.
+        log_to_stderr(str(error))
     while not ended.is_set():
         # Told to stop through the recording: the command goes on unrecorded.
         ended.wait(1.0)
@@ -285,6 +290,8 @@ def _foreground() -> bool:
 
 def main() -> None:
     """The entry point of ``shmrec-collect``."""
+    # Those who record have the memory open, and may cut it short.
+    cuts.bear_cuts()
     # Before it serves they would end it; what they ask for comes too early.
     spare_signals()
     run(collect, "shmrec-collect")

@@ -12,6 +12,7 @@ from typing import Final
 
 import click
 
+from shmrec import cuts
 from shmrec._version import __version__
 from shmrec.commands import verbs
 from shmrec.commands.terminal import run
@@ -82,6 +83,8 @@ def dump() -> None:
 
 def main() -> None:
     """The entry point of ``shmrec-dump``."""
+    # Those who record have the memory open, and may cut it short while it is read.
+    cuts.bear_cuts()
     run(dump, "shmrec-dump")
 
 

@@ -6,9 +6,10 @@ the same places.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any, Final, TypeVar
 import click
 
 from shmrec import live, store
+from shmrec.capture import CUT_SHORT
+from shmrec.commands.terminal import warn
 from shmrec.commands.wording import some
 from shmrec.segment import Segment, open_segment
 from shmrec.snapshot_file import Snapshot, read
@@ -75,8 +78,24 @@ def recording_arguments(function: _F) -> _F:
     return click.argument("name", required=False)(option(function))
 
 
-def open_recording(name: str | None, path: str | None, *, writable: bool = False) -> Segment:
-    """The segment of the recording that the arguments name, by default of the only one."""
+@contextlib.contextmanager
+def open_recording(
+    name: str | None, path: str | None, *, writable: bool = False
+) -> Iterator[Segment]:
+    """The segment of the recording that the arguments name, by default of the only one.
+
+    Whoever used it is told afterwards if a part of it was not there any more.
+    """
+    with _opened(name, path, writable) as segment:
+        yield segment
+        if segment.cut:
+            warn(
+                f"recording {segment.name!r}: {CUT_SHORT}, {segment.left:,} of "
+                f"{len(segment.view):,} bytes are left: what is missing was read as nothing"
+            )
+
+
+def _opened(name: str | None, path: str | None, writable: bool) -> Segment:
     if name is not None and path is not None:
         raise _wrong("give the NAME of a recording, or --path FILE, not both")
     if path is None:

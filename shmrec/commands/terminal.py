@@ -18,8 +18,9 @@ import click
 
 from shmrec.commands.wording import safe
 from shmrec.errors import ShmrecError
+from shmrec.log import say
 
-__all__ = ["print_path", "run"]
+__all__ = ["print_path", "run", "warn"]
 
 _INTERRUPTED = 128 + signal.SIGINT
 _CONTROL = re.compile(
@@ -38,6 +39,13 @@ def run(command: click.Command, name: str) -> None:
     except SystemExit as leave:
         status = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     sys.exit(_flushed(status, name))
+
+
+def warn(text: str) -> None:
+    """A line on stderr beside the tool's answer."""
+    context = click.get_current_context(silent=True)
+    name = context.find_root().info_name if context is not None else "shmrec"
+    _say(f"{name}: {text}")
 
 
 def print_path(path: str | Path) -> None:
@@ -114,5 +122,4 @@ def _described(error: Exception) -> str:
 
 
 def _say(line: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        print(safe(" ".join(line.split())), file=sys.stderr)
+    say(safe(" ".join(line.split())))
