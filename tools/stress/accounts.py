@@ -36,6 +36,8 @@ class Account:
 
     exact: int = 0
     bounded: int = 0
+    missing: int = 0
+    """Of those that had returned before, how many are neither there nor counted."""
     wrong: tuple[str, ...] = ()
 
 
@@ -63,6 +65,7 @@ def audit(
             continue
         found = _Auditing(told, floor.returned.get(key, _NONE), read)
         wrong += [f"{told}: {text}" for text in found.run()]
+        account.missing += found.missing
         if found.exact:
             account.exact += told.losses[OVERWRITTEN]
         else:
@@ -72,6 +75,7 @@ def audit(
             said = sum(floor.returned.get(key, _NONE))
             if said and key not in present and not lost_ring(floor.run, key):
                 wrong.append(f"pid {key.pid} in ring {ring} is missing, with {said} events")
+                account.missing += said
     account.wrong = tuple(wrong)
     return account
 
@@ -89,6 +93,7 @@ class _Auditing:
             "recorded"
         ] > ends
         self.exact = True
+        self.missing = 0
 
     def run(self) -> Iterator[str]:
         said: dict[str, list[Said]] = {}
@@ -107,6 +112,7 @@ class _Auditing:
                 if ends is not None and ends > begun:
                     yield f"{name}: event {ends - 1} is there, {begun} had been begun"
                 if ends is not None and ends < returned and not self._loose:
+                    self.missing += returned - ends
                     yield f"{name}: {returned} events had returned, {ends} are accounted for"
             if ends is not None and not self._loose:
                 least, most = least + ends, most + ends
@@ -118,6 +124,7 @@ class _Auditing:
         recorded = self._told.fields["recorded"]
         self.exact = least == most
         if not least <= recorded <= most:
+            self.missing += max(0, least - recorded)
             yield f"{recorded} recorded, its threads have recorded {least} to {most}"
 
     def _sequence(self, events: list[Said]) -> tuple[int | None, str]:

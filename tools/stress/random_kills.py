@@ -132,6 +132,7 @@ class Checker:
             return checked.wrong
         floor = self._mayhem.shelf.before(checked.header["started_wall_ns"])
         account = audit(checked, floor, self._mayhem.shelf.read, self._lost_ring)
+        self._tally.count(MISSING, account.missing)
         self._tally.count("events checked", checked.events)
         self._tally.count("overwritten events counted exactly", account.exact)
         self._tally.count("between bounds", account.bounded)
