@@ -63,6 +63,8 @@ class Order:
     names: Callable[[], Iterator[str]] | None = None
     """Other names for the file than the usual ones."""
     stop: Callable[[], bool] = bool
+    warn: Callable[[str], None] = lambda message: None
+    """Told what somebody should know of a snapshot that was taken all the same."""
 
 
 def _claimed(rings: Sequence[RingReader]) -> list[tuple[RingReader, Entry]]:
@@ -253,7 +255,10 @@ def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int
                 "are untouched"
             ) from error
         _obey(order)
-        return unfinished.publish(names())
+        path = unfinished.publish(names())
+        if unfinished.doubt:
+            order.warn(unfinished.doubt)
+        return path
 
 
 def _heads(claimed: Sequence[tuple[RingReader, Entry]], seen: set[int]) -> Iterator[list[Head]]:

@@ -184,6 +184,7 @@ class Collector:
             self._next_tick = now + _TICK_NS
             ledger.advance(self.segment)
             self.segment.set_word("heartbeat_ns", now)
+            self._alarms.count_held_back()
             if now >= self._next_sweep:
                 self._next_sweep = now + _SWEEP_NS
                 store.sweep(self.settings.directory)
@@ -277,6 +278,7 @@ class Collector:
                 extra=self._alarms.facts(plan),
                 names=names,
                 stop=bool if last else lambda: self.stopping,
+                warn=self.settings.log,
             ),
         )
         self.segment.bump("snapshots")

@@ -197,7 +197,9 @@ class Recorder:
         segment = self._segment
         if segment is None or not self.joined:
             return False
-        return self._words.send(segment, self._wakeup, kind, reason)
+        # In a child that forked since, the ring is its parent's.
+        ring = self._index if self.attached else -1
+        return self._words.send(segment, self._wakeup, kind, reason, ring=ring)
 
     @property
     def _number(self) -> int:

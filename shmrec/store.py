@@ -55,6 +55,8 @@ _AUTOMATIC: Final = tuple(kind.replace("_", "-") for kind in TRIGGERS if kind !=
 """What the reasons of snapshots that nobody asked for start with."""
 _TRANSFER: Final = re.compile(r"\.shmrec-[0-9a-f]{16}\.transfer\Z")
 _BLOCK: Final = 512
+_NO_SYNC: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems answer that have no such thing as syncing a directory."""
 _ABANDONED_SECONDS: Final = 600.0
 
 
@@ -113,11 +115,13 @@ class Unfinished:
     """A snapshot being written; `publish` gives it its name, leaving without doing so none.
 
     `file` is open for writing, unbuffered. Use as a context manager; raises `SnapshotWriteError`.
+    `doubt` says afterwards what is to be said of a file that has its name all the same, or "".
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._hidden: Path | None = None
+        self.doubt = ""
         try:
             self._folder = os.open(
                 directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -160,7 +164,7 @@ class Unfinished:
                     self._link(fd, name)
                 except FileExistsError:
                     continue
-                os.fsync(self._folder)
+                self._sync_name(name)
                 return self._directory / name
         except OSError as error:
             raise SnapshotWriteError(
@@ -168,6 +172,19 @@ class Unfinished:
                 "are untouched"
             ) from error
         raise SnapshotWriteError(f"every name for a snapshot in {self._directory} is taken")
+
+    def _sync_name(self, name: str) -> None:
+        # The file is whole, on disk, and has its name: to call that a failure would be to have it
+        # written again, and told twice.
+        try:
+            os.fsync(self._folder)
+        except OSError as error:
+            if error.errno in _NO_SYNC:
+                return
+            self.doubt = (
+                f"{self._directory / name} is whole, but its directory could not be synced "
+                f"({error.strerror}): copy it elsewhere, it may be gone if the machine loses power"
+            )
 
     @property
     def readable(self) -> Path:
@@ -194,7 +211,7 @@ class Unfinished:
             self._hidden = self._directory / hidden
         os.rename(self._hidden.name, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         self._hidden = None
-        os.fsync(self._folder)
+        self._sync_name(name)
 
     def _link(self, fd: int, name: str) -> None:
         if self._hidden is None:

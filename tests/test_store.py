@@ -151,6 +151,31 @@ def test_a_failing_sync_leaves_nothing_and_says_so(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL])
+def test_a_directory_that_cannot_be_synced_is_said_of_a_file_that_is_there(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    real = os.fsync
+
+    def only_files(fd: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(code, os.strerror(code))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    with store.Unfinished(tmp_path) as unfinished:
+        unfinished.file.write(b"content")
+        path = unfinished.publish(iter(["whole"]))
+    assert list(tmp_path.iterdir()) == [path]
+    # A file system that has no such thing leaves no doubt.
+    assert ("could not be synced (Input/output" in unfinished.doubt) == (code == errno.EIO)
+    with store.Unfinished(tmp_path) as unfinished:
+        unfinished.file.write(b"newer")
+        unfinished.replace("whole", path.stat())
+    assert path.read_bytes() == b"newer"
+    assert bool(unfinished.doubt) == (code == errno.EIO)
+
+
 def test_a_directory_is_made_for_its_owner_only(tmp_path: Path) -> None:
     folder.prepare(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
