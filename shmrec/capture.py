@@ -34,6 +34,7 @@ _POLL_FIRST_SECONDS: Final = 0.00005
 _POLL_LAST_SECONDS: Final = 0.002
 _NOTES_LIMIT: Final = 50
 _NO_CUT: Final = 1 << 62
+_SLOW_NS: Final = 1_000_000_000
 
 
 class CaptureStopped(ShmrecError):
@@ -221,6 +222,7 @@ def oldest_kept(
 
 
 def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int, str]) -> Path:
+    began = time.monotonic_ns()
     claimed = _claimed(readers(segment))
     seen: set[int] = set()
     oldest = oldest_kept(
@@ -256,9 +258,15 @@ def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int
             ) from error
         _obey(order)
         path = unfinished.publish(names())
-        if unfinished.doubt:
-            order.warn(unfinished.doubt)
-        return path
+    if unfinished.doubt:
+        order.warn(unfinished.doubt)
+    took = time.monotonic_ns() - began
+    if took > _SLOW_NS:
+        order.warn(
+            f"writing {path} took {took / 1e9:.1f} s: that disk is slow or has much to do; what "
+            "was asked and who died meanwhile had to wait, who records did not"
+        )
+    return path
 
 
 def _heads(claimed: Sequence[tuple[RingReader, Entry]], seen: set[int]) -> Iterator[list[Head]]:

@@ -351,7 +351,7 @@ def test_what_producers_hold_back_is_suppressed_too_and_counted_once(
             heartbeat = segment.word("heartbeat_ns")
             wait_until(lambda: segment.word("heartbeat_ns") != heartbeat)
             entry = segment.geometry.entry(0)
-            segment.words[ENTRY.word("held_back", entry)] = 1 << 63
+            segment.words[ENTRY.word("held_back", entry)] = 1 << 61
             heartbeat = segment.word("heartbeat_ns")
             wait_until(lambda: segment.word("heartbeat_ns") != heartbeat)
         assert suppressed(recording_name) == {"log": 999}
