@@ -59,7 +59,10 @@ def start_collector(
     command += ["--stacks", stacks]
     for text in triggers:
         command += ["--trigger", text]
-    read_end, write_end = os.pipe()
+    try:
+        read_end, write_end = os.pipe()
+    except OSError as error:
+        raise CollectorError(f"cannot start a collector: {error.strerror}") from error
     try:
         with _blocked():
             starter = subprocess.Popen(
@@ -71,7 +74,7 @@ def start_collector(
             )
     except OSError as error:
         os.close(read_end)
-        raise CollectorError(f"cannot start a collector: {error}") from error
+        raise CollectorError(f"cannot start a collector: {error.strerror}") from error
     finally:
         os.close(write_end)
     try:

@@ -57,8 +57,10 @@ for line in sys.stdin:
     value, error = None, ""
     try:
         value = eval(json.loads(line))
+    except shmrec.ShmrecError as raised:
+        error = str(raised)
     except BaseException as raised:
-        error = f"{type(raised).__name__}: {raised}"
+        error = f"unexpected: {type(raised).__name__}: {raised}"
     print(json.dumps({"value": value, "error": error, "warned": warned}), flush=True)
     warned.clear()
 """

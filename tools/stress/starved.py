@@ -12,13 +12,17 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tools.stress import starved_disk
+from tools.stress import starved_disk, starved_kernel, starved_memory
 from tools.stress.ground import Case, Ground
 from tools.stress.tally import Impossible, Tally
 
 HELP = "starve it: of shared memory, disk, descriptors, system calls, time, a collector"
 
-CASES: Final[dict[str, Case]] = {**starved_disk.CASES}
+CASES: Final[dict[str, Case]] = {
+    **starved_memory.CASES,
+    **starved_disk.CASES,
+    **starved_kernel.CASES,
+}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
