@@ -36,7 +36,7 @@ NUMBERS: Final = {
     "seccomp": 317, "membarrier": 324, "statx": 332, "rseq": 334, "pidfd_send_signal": 424,
     "clone3": 435, "pidfd_open": 434, "close_range": 436, "pidfd_getfd": 438,
     "process_madvise": 440, "perf_event_open": 298, "ptrace": 101,
-    "fadvise64": 221,
+    "fadvise64": 221, "fcntl": 72, "getrandom": 318, "ioctl": 16,
 }  # fmt: skip
 
 _MACHINE: Final = 0xC000003E

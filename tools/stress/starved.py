@@ -12,7 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tools.stress import starved_disk, starved_kernel, starved_memory
+from tools.stress import (
+    starved_calls,
+    starved_disk,
+    starved_kernel,
+    starved_memory,
+    starved_service,
+)
 from tools.stress.ground import Case, Ground
 from tools.stress.tally import Impossible, Tally
 
@@ -21,7 +27,9 @@ HELP = "starve it: of shared memory, disk, descriptors, system calls, time, a co
 CASES: Final[dict[str, Case]] = {
     **starved_memory.CASES,
     **starved_disk.CASES,
+    **starved_calls.CASES,
     **starved_kernel.CASES,
+    **starved_service.CASES,
 }
 
 
