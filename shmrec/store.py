@@ -405,8 +405,9 @@ def enforce_quota(
 ) -> list[Path]:
     """Remove the oldest snapshots beyond `count` files or `size` bytes; say which.
 
-    `latest` has just been written: whatever the clocks say, none is newer. The first snapshots of incidents go when nothing else is left. The newest snapshot, the newest
-    death snapshot, and the first one of the newest incident always stay.
+    `latest` has just been written: whatever the clocks say, none is newer. The first snapshots of
+    incidents go when nothing else is left. The newest snapshot, the newest death snapshot, and the
+    first one of the newest incident always stay.
     """
     found = listing(directory, raw=True)
     written = [stored.modified_ns for stored in found if stored.path == latest]

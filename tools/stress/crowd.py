@@ -123,7 +123,8 @@ def _main(count: int) -> None:
             os.close(our_in)
             status = 1
             try:
-                _child(open(their_in), open(their_out, "w"))
+                with open(their_in) as commands, open(their_out, "w") as answers:
+                    _child(commands, answers)
                 status = 0
             finally:
                 if status:
@@ -131,7 +132,7 @@ def _main(count: int) -> None:
             sys.exit(0)
         os.close(their_in)
         os.close(their_out)
-        pipes.append((pid, open(our_out, "w"), open(our_in)))
+        pipes.append((pid, os.fdopen(our_out, "w"), os.fdopen(our_in)))
     print(json.dumps(dict.fromkeys([pid for pid, _, _ in pipes])), flush=True)
     for line in sys.stdin:
         whom, _, expression = line.partition(" ")

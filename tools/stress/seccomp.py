@@ -116,7 +116,8 @@ class Gate:
         socket.send_fds(self._theirs, [b"l"], [listener])
 
     def _serve(self) -> None:
-        if not select.select([self._ours, self._over], [], [])[0] == [self._ours]:
+        ready, _, _ = select.select([self._ours.fileno(), self._over], [], [])
+        if self._over in ready:
             return
         _, [listener], _, _ = socket.recv_fds(self._ours, 1, 1)
         poll = select.poll()

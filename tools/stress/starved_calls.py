@@ -87,14 +87,17 @@ def _attaches(ground: Ground, service: Service, name: str, code: int, n: int, ti
 
 def serving(ground: Ground) -> None:
     """Every call that a collector makes from an attach to a death's snapshot fails in turn."""
-    with ground.folder() as place, Gate(_SERVING) as gate:
-        with Service(place, "--producers", "64", enter=gate.enter) as service:
-            ground.hold(service.serves(), f"no collector: {service.said()}")
-            for name, code in _SERVING.items():
-                for n in _some(ground):
-                    if not _serves(ground, service, gate, name, code, n):
-                        break
-            ground.quiet(service.log, "serving")
+    with (
+        ground.folder() as place,
+        Gate(_SERVING) as gate,
+        Service(place, "--producers", "64", enter=gate.enter) as service,
+    ):
+        ground.hold(service.serves(), f"no collector: {service.said()}")
+        for name, code in _SERVING.items():
+            for n in _some(ground):
+                if not _serves(ground, service, gate, name, code, n):
+                    break
+        ground.quiet(service.log, "serving")
 
 
 def _serves(ground: Ground, service: Service, gate: Gate, name: str, code: int, n: int) -> bool:

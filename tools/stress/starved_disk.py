@@ -74,50 +74,56 @@ def full(ground: Ground) -> None:
     """Every size of disk from none to enough: the write fails wherever it can."""
 
     def sweep(inside: Ground) -> None:
-        with inside.folder() as place, mounted(disk := place / "disk", "size=1m") as remount:
-            with Service(place, snapshots=disk / "s") as service:
-                inside.hold(service.serves(), f"no collector: {service.said()}")
-                worker = service.program()
-                worker.attach(service.name)
-                worker.do("work(0.05)")
-                older = _asked(inside, service, "with room")
-                assert older is not None
-                kept = older.read_bytes()
-                used = -(-len(kept) // 4096) * 4
-                sizes = range(used + 4, 2 * used + 32, 16 if inside.quick else 4)
-                for kib in sizes:
-                    remount(f"size={kib}k")
-                    inside.tally.count("sizes of disk")
-                    found = _asked(inside, service, f"disk of {kib} KiB")
-                    if found is not None:
-                        found.unlink()
-                    inside.hold(older.read_bytes() == kept, f"older one changed at {kib} KiB")
-                    inside.hold(not service.wrong(), f"at {kib} KiB: {service.wrong()}")
-                inside.hold(found is not None, "never enough")
-                remount(f"size={used + 4}k")
-                _dies(service, worker)
-                until(lambda: service.said("no snapshot of death"))
-                inside.one_line(service.said("no snapshot of death")[:1], "untouched", "a death")
-                remount("size=4m")
-                _told_once(inside, service, worker.pid, "full disk")
-                inside.quiet(service.log, "full disk")
+        with (
+            inside.folder() as place,
+            mounted(disk := place / "disk", "size=1m") as remount,
+            Service(place, snapshots=disk / "s") as service,
+        ):
+            inside.hold(service.serves(), f"no collector: {service.said()}")
+            worker = service.program()
+            worker.attach(service.name)
+            worker.do("work(0.05)")
+            older = _asked(inside, service, "with room")
+            assert older is not None
+            kept = older.read_bytes()
+            used = -(-len(kept) // 4096) * 4
+            sizes = range(used + 4, 2 * used + 32, 16 if inside.quick else 4)
+            for kib in sizes:
+                remount(f"size={kib}k")
+                inside.tally.count("sizes of disk")
+                found = _asked(inside, service, f"disk of {kib} KiB")
+                if found is not None:
+                    found.unlink()
+                inside.hold(older.read_bytes() == kept, f"older one changed at {kib} KiB")
+                inside.hold(not service.wrong(), f"at {kib} KiB: {service.wrong()}")
+            inside.hold(found is not None, "never enough")
+            remount(f"size={used + 4}k")
+            _dies(service, worker)
+            until(lambda: service.said("no snapshot of death"))
+            inside.one_line(service.said("no snapshot of death")[:1], "untouched", "a death")
+            remount("size=4m")
+            _told_once(inside, service, worker.pid, "full disk")
+            inside.quiet(service.log, "full disk")
 
     ground.within(sweep)
 
 
 def steps(ground: Ground) -> None:
     """Every call that a snapshot makes of the disk fails in turn: full, over quota, broken."""
-    with ground.folder() as place, Gate(_STEPS) as gate:
-        with Service(place, enter=gate.enter) as service:
-            ground.hold(service.serves(), f"no collector: {service.said()}")
-            worker = service.program()
-            worker.attach(service.name)
-            worker.do("work(0.02)")
-            for code in _FULL[: 1 if ground.quick else None]:
-                _sweep_asked(ground, service, gate, code)
-            result = worker.do("work(0.02)")
-            ground.hold(not result["error"] and not result["warned"], f"worker: {result}")
-            ground.quiet(service.log, "steps of a disk")
+    with (
+        ground.folder() as place,
+        Gate(_STEPS) as gate,
+        Service(place, enter=gate.enter) as service,
+    ):
+        ground.hold(service.serves(), f"no collector: {service.said()}")
+        worker = service.program()
+        worker.attach(service.name)
+        worker.do("work(0.02)")
+        for code in _FULL[: 1 if ground.quick else None]:
+            _sweep_asked(ground, service, gate, code)
+        result = worker.do("work(0.02)")
+        ground.hold(not result["error"] and not result["warned"], f"worker: {result}")
+        ground.quiet(service.log, "steps of a disk")
 
 
 def _sweep_asked(ground: Ground, service: Service, gate: Gate, code: int) -> None:
@@ -142,72 +148,81 @@ def death_steps(ground: Ground) -> None:
     calls = [("fsync", errno.EIO, 2), ("fsync", errno.EDQUOT, 1), ("linkat", errno.ENOSPC, 1)]
     calls += [("writev", errno.EDQUOT, 1), ("openat", errno.EMFILE, 1)]
     for name, code, n in calls[: 1 if ground.quick else None]:
-        with ground.folder() as place, Gate(_STEPS) as gate:
-            with Service(place, enter=gate.enter) as service:
-                ground.hold(service.serves(), f"no collector: {service.said()}")
-                worker = service.program()
-                worker.attach(service.name)
-                worker.do("work(0.02)")
-                gate.decide = Nth(n, code, only=[name])
-                _dies(service, worker)
-                where = f"death, {name} {n}: {os.strerror(code)}"
-                _told_once(ground, service, worker.pid, where)
-                ground.tally.count("deaths tried")
-                if name == "fsync" and n == 2:
-                    ground.one_line(service.said("could not be synced"), "whole", where)
-                ground.quiet(service.log, where)
+        with (
+            ground.folder() as place,
+            Gate(_STEPS) as gate,
+            Service(place, enter=gate.enter) as service,
+        ):
+            ground.hold(service.serves(), f"no collector: {service.said()}")
+            worker = service.program()
+            worker.attach(service.name)
+            worker.do("work(0.02)")
+            gate.decide = Nth(n, code, only=[name])
+            _dies(service, worker)
+            where = f"death, {name} {n}: {os.strerror(code)}"
+            _told_once(ground, service, worker.pid, where)
+            ground.tally.count("deaths tried")
+            if name == "fsync" and n == 2:
+                ground.one_line(service.said("could not be synced"), "whole", where)
+            ground.quiet(service.log, where)
 
 
 def read_only(ground: Ground) -> None:
     """A disk that becomes read-only, and writable again."""
 
     def remounted(inside: Ground) -> None:
-        with inside.folder() as place, mounted(disk := place / "disk", "size=2m") as remount:
-            with Service(place, snapshots=disk / "s") as service:
-                inside.hold(service.serves(), f"no collector: {service.said()}")
-                worker = service.program()
-                worker.attach(service.name)
-                _asked(inside, service, "before")
-                remount(flags=READ_ONLY)
-                inside.hold(_asked(inside, service, "read-only") is None, "written all the same")
-                _dies(service, worker)
-                until(lambda: service.said("no snapshot of death"))
-                inside.one_line(service.said("no snapshot of death")[:1], "Read-only", "death")
-                remount()
-                _told_once(inside, service, worker.pid, "read-only")
-                inside.quiet(service.log, "read-only")
+        with (
+            inside.folder() as place,
+            mounted(disk := place / "disk", "size=2m") as remount,
+            Service(place, snapshots=disk / "s") as service,
+        ):
+            inside.hold(service.serves(), f"no collector: {service.said()}")
+            worker = service.program()
+            worker.attach(service.name)
+            _asked(inside, service, "before")
+            remount(flags=READ_ONLY)
+            inside.hold(_asked(inside, service, "read-only") is None, "written all the same")
+            _dies(service, worker)
+            until(lambda: service.said("no snapshot of death"))
+            inside.one_line(service.said("no snapshot of death")[:1], "Read-only", "death")
+            remount()
+            _told_once(inside, service, worker.pid, "read-only")
+            inside.quiet(service.log, "read-only")
 
     ground.within(remounted)
 
 
 def replaced(ground: Ground) -> None:
     """The directory is removed, replaced by a file, by a link, and while it is written to."""
-    with ground.folder() as place, Gate(["fsync"]) as gate:
-        with Service(place, enter=gate.enter) as service:
-            ground.hold(service.serves(), f"no collector: {service.said()}")
-            shutil.rmtree(service.snapshots)
-            ground.hold(_asked(ground, service, "removed"), "removed: not made anew")
-            shutil.rmtree(service.snapshots)
-            service.snapshots.write_text("mine")
-            ground.hold(_asked(ground, service, "a file") is None, "written to a file")
-            ground.hold(service.snapshots.read_text() == "mine", "a file was overwritten")
-            service.snapshots.unlink()
-            (place / "elsewhere").mkdir()
-            service.snapshots.symlink_to(place / "elsewhere")
-            ground.hold(_asked(ground, service, "a link") is None, "a link was followed")
-            service.snapshots.unlink()
-            ground.hold(_asked(ground, service, "nothing there"), "not made anew")
+    with (
+        ground.folder() as place,
+        Gate(["fsync"]) as gate,
+        Service(place, enter=gate.enter) as service,
+    ):
+        ground.hold(service.serves(), f"no collector: {service.said()}")
+        shutil.rmtree(service.snapshots)
+        ground.hold(_asked(ground, service, "removed"), "removed: not made anew")
+        shutil.rmtree(service.snapshots)
+        service.snapshots.write_text("mine")
+        ground.hold(_asked(ground, service, "a file") is None, "written to a file")
+        ground.hold(service.snapshots.read_text() == "mine", "a file was overwritten")
+        service.snapshots.unlink()
+        (place / "elsewhere").mkdir()
+        service.snapshots.symlink_to(place / "elsewhere")
+        ground.hold(_asked(ground, service, "a link") is None, "a link was followed")
+        service.snapshots.unlink()
+        ground.hold(_asked(ground, service, "nothing there"), "not made anew")
 
-            def vanish(name: str, arguments: Sequence[int]) -> int:
-                gate.decide = lambda name, arguments: 0
-                shutil.rmtree(service.snapshots)
-                return 0
+        def vanish(name: str, arguments: Sequence[int]) -> int:
+            gate.decide = lambda name, arguments: 0
+            shutil.rmtree(service.snapshots)
+            return 0
 
-            gate.decide = vanish
-            ground.hold(_asked(ground, service, "meanwhile") is None, "linked into nowhere")
-            ground.hold(_asked(ground, service, "afterwards"), "not made anew")
-            ground.tally.count("directories replaced", 6)
-            ground.quiet(service.log, "replaced")
+        gate.decide = vanish
+        ground.hold(_asked(ground, service, "meanwhile") is None, "linked into nowhere")
+        ground.hold(_asked(ground, service, "afterwards"), "not made anew")
+        ground.tally.count("directories replaced", 6)
+        ground.quiet(service.log, "replaced")
 
 
 def slow(ground: Ground) -> None:
@@ -220,34 +235,37 @@ def slow(ground: Ground) -> None:
         go_on.wait(seconds * 4)
         return 0
 
-    with ground.folder() as place, Gate(["fsync"]) as gate:
-        with Service(place, enter=gate.enter) as service:
-            ground.hold(service.serves(), f"no collector: {service.said()}")
-            workers = [service.program() for _ in range(3)]
-            for each in workers:
-                each.attach(service.name)
-            before = workers[0].do("work(0.3)")["value"]
-            service.noticed()
-            gate.decide = linger
-            asked = threading.Thread(target=lambda: _asked(ground, service, "slow disk"))
-            asked.start()
-            ground.hold(slow_now.wait(20), "the disk was never asked")
-            workers[1].kill()
-            workers[2].kill(11)
-            during = workers[0].do(f"work({seconds})")
-            _same_pace(ground, before, during["value"], "slow disk")
-            # One who has no patience is told what is the matter.
-            impatient = workers[0].do("shmrec.snapshot('impatient', timeout=0.5)")
-            ground.hold(impatient["value"] is None, f"impatient: {impatient}")
-            ground.one_line(impatient["warned"], "did not answer within", "impatient")
-            gate.decide = lambda name, arguments: 0
-            go_on.set()
-            asked.join()
-            for each in workers[1:]:
-                _told_once_together(ground, service, each.pid, "slow disk")
-            ground.one_line(service.said("slow"), "took", "slow disk")
-            ground.tally.count("seconds of a slow disk", int(seconds))
-            ground.quiet(service.log, "slow disk")
+    with (
+        ground.folder() as place,
+        Gate(["fsync"]) as gate,
+        Service(place, enter=gate.enter) as service,
+    ):
+        ground.hold(service.serves(), f"no collector: {service.said()}")
+        workers = [service.program() for _ in range(3)]
+        for each in workers:
+            each.attach(service.name)
+        before = workers[0].do("work(0.3)")["value"]
+        service.noticed()
+        gate.decide = linger
+        asked = threading.Thread(target=lambda: _asked(ground, service, "slow disk"))
+        asked.start()
+        ground.hold(slow_now.wait(20), "the disk was never asked")
+        workers[1].kill()
+        workers[2].kill(11)
+        during = workers[0].do(f"work({seconds})")
+        _same_pace(ground, before, during["value"], "slow disk")
+        # One who has no patience is told what is the matter.
+        impatient = workers[0].do("shmrec.snapshot('impatient', timeout=0.5)")
+        ground.hold(impatient["value"] is None, f"impatient: {impatient}")
+        ground.one_line(impatient["warned"], "did not answer within", "impatient")
+        gate.decide = lambda name, arguments: 0
+        go_on.set()
+        asked.join()
+        for each in workers[1:]:
+            _told_once_together(ground, service, each.pid, "slow disk")
+        ground.one_line(service.said("slow"), "took", "slow disk")
+        ground.tally.count("seconds of a slow disk", int(seconds))
+        ground.quiet(service.log, "slow disk")
 
 
 def _same_pace(ground: Ground, before: dict[str, int], during: dict[str, int], where: str) -> None:

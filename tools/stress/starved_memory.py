@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -52,7 +53,7 @@ def _goes_on(ground: Ground, program: Program, where: str) -> None:
 def shared_memory(ground: Ground) -> None:
     """/dev/shm of 64 MB, 8 MB, 2 MB: as many are recorded as fit, the others are counted."""
     for mib in (8,) if ground.quick else (64, 8, 2):
-        ground.within(lambda inside, mib=mib: _of_size(inside, mib), Mount(_SHM, f"size={mib}m"))
+        ground.within(partial(_of_size, mib=mib), Mount(_SHM, f"size={mib}m"))
 
 
 def _of_size(ground: Ground, mib: int) -> None:
@@ -254,7 +255,7 @@ def collector_limits(ground: Ground) -> None:
             mortal.kill()
             mortal.process.wait()
             lift()
-            there = until(lambda mortal=mortal: service.files(f"pid-{mortal.pid}-"), 30)
+            there = until(partial(service.files, f"pid-{mortal.pid}-"), 30)
             ground.hold(there, f"{where}: its death is not told")
             ground.hold(service.collector.poll() is None, f"{where}: the collector has ended")
             _goes_on(ground, steady, where)
