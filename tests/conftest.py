@@ -65,6 +65,7 @@ ONCE = {
     "test_security",
     "test_segment",
     "test_stack_text",
+    "test_starved",
     "test_stillness",
     "test_store",
     "test_triggers",

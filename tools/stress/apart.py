@@ -26,6 +26,7 @@ _NEW_USER: Final = 0x10000000
 _PRIVATE: Final = 1 << 18
 _RECURSIVE: Final = 1 << 14
 _DETACH: Final = 2
+_DUMPABLE: Final = 4
 REMOUNT: Final = 1 << 5
 READ_ONLY: Final = 1
 
@@ -114,6 +115,8 @@ def become_nobody() -> None:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
+        # Who has changed its user may otherwise not even write to its own /proc/self.
+        _libc().prctl(_DUMPABLE, 1, 0, 0, 0)
 
 
 def _leave_mounts() -> None:

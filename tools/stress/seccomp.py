@@ -34,7 +34,7 @@ NUMBERS: Final = {
     "linkat": 265, "fallocate": 285, "pipe2": 293, "prlimit64": 302,
     "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "renameat2": 316,
     "seccomp": 317, "membarrier": 324, "statx": 332, "rseq": 334, "pidfd_send_signal": 424,
-    "clone3": 435, "pidfd_open": 434, "close_range": 436, "pidfd_getfd": 438,
+    "clone": 56, "clone3": 435, "pidfd_open": 434, "close_range": 436, "pidfd_getfd": 438,
     "process_madvise": 440, "perf_event_open": 298, "ptrace": 101,
     "fadvise64": 221, "fcntl": 72, "getrandom": 318, "ioctl": 16,
 }  # fmt: skip

@@ -126,6 +126,23 @@ def sandboxed(ground: Ground) -> None:
                 ground.tally.count("profiles")
 
 
+def no_threads(ground: Ground) -> None:
+    """No thread may be started: requests are served a second later, commands end as they do."""
+    profile = dict.fromkeys(("clone", "clone3"), errno.EAGAIN)
+    with ground.folder() as place, Service(place, enter=lambda: deny(profile)) as service:
+        _life(ground, service, "no threads", service.program(), service.program())
+        ground.one_line(service.said("thread"), "requests may wait", "no threads")
+    command = ["--", sys.executable, "-c", "import sys; sys.exit(3)"]
+    with (
+        ground.folder() as place,
+        Service(place, *command, enter=lambda: deny(profile)) as service,
+    ):
+        status = service.collector.wait(30)
+        ground.hold(status == 3, f"a command without threads: {status}, {service.said()}")
+        ground.quiet(service.log, "a command without threads")
+        ground.tally.count("commands run")
+
+
 def clock_steps(ground: Ground) -> None:
     """The wall clock is set by hours, to and fro: limits, order, and quota stay what they are."""
     compiler = shutil.which("cc")
@@ -218,5 +235,6 @@ CASES: Final[dict[str, Case]] = {
     "no-proc": no_proc,
     "hidepid": hidden,
     "sandbox": sandboxed,
+    "no-threads": no_threads,
     "clock": clock_steps,
 }
