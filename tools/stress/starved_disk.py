@@ -6,9 +6,11 @@ left of what could not be written; a death waits in memory, and is told once whe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from tools.stress.apart import READ_ONLY, mounted
 from tools.stress.ground import Case, Ground
 from tools.stress.seccomp import Gate, Nth
 from tools.stress.service import Program, Service, until
+from tools.stress.tally import Impossible
 
 _STEPS: Final = (
     "openat", "mkdir", "write", "writev", "fchmod", "fsync", "linkat", "unlinkat", "unlink",
@@ -106,6 +109,62 @@ def full(ground: Ground) -> None:
             inside.quiet(service.log, "full disk")
 
     ground.within(sweep)
+
+
+def real_disk(ground: Ground) -> None:
+    """A real file system, ext4 of a megabyte, that somebody else fills little by little."""
+    maker = shutil.which("mkfs.ext4", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if maker is None or os.geteuid():
+        raise Impossible("only root mounts a disk, and mkfs.ext4 must be there")
+
+    def fill(inside: Ground) -> None:
+        with inside.folder() as place:
+            image, disk = place / "image", place / "disk"
+            image.write_bytes(b"")
+            os.truncate(image, 1 << 20)
+            disk.mkdir()
+            subprocess.run([maker, "-q", "-m", "0", "-O", "^has_journal", str(image)], check=True)
+            done = subprocess.run(
+                ["mount", "-o", "loop", str(image), str(disk)], capture_output=True, text=True
+            )
+            if done.returncode:
+                raise Impossible(f"no loop device: {done.stderr.strip()}")
+            try:
+                with Service(place, snapshots=disk / "s") as service:
+                    _filled_by_another(inside, service, disk)
+            finally:
+                subprocess.run(["umount", str(disk)], check=True)
+
+    ground.within(fill)
+
+
+def _filled_by_another(ground: Ground, service: Service, disk: Path) -> None:
+    ground.hold(service.serves(), f"no collector: {service.said()}")
+    worker = service.program()
+    worker.attach(service.name)
+    worker.do("work(0.02)")
+    older = _asked(ground, service, "with room")
+    assert older is not None
+    kept = older.read_bytes()
+    path = None
+    for n in range(400):
+        with contextlib.suppress(OSError):
+            (disk / f"another's {n}").write_bytes(bytes(16 * 1024 if ground.quick else 4096))
+        ground.tally.count("sizes of disk")
+        path = _asked(ground, service, f"ext4, {n} files of another's")
+        if path is None:
+            break
+        path.unlink()
+    ground.hold(path is None, "never full")
+    ground.hold(older.read_bytes() == kept, "the older one has changed")
+    ground.hold(not service.wrong(), f"on ext4: {service.wrong()}")
+    _dies(service, worker)
+    until(lambda: service.said("no snapshot of death"))
+    for each in disk.glob("another*"):
+        each.unlink()
+    _told_once(ground, service, worker.pid, "ext4")
+    ground.hold(service.stop() == 0, "the collector ended with an error")
+    ground.quiet(service.log, "ext4")
 
 
 def steps(ground: Ground) -> None:
@@ -293,6 +352,7 @@ def _told_once_together(ground: Ground, service: Service, pid: int, where: str) 
 
 CASES: Final[dict[str, Case]] = {
     "disk-full": full,
+    "disk-ext4": real_disk,
     "disk-steps": steps,
     "disk-death": death_steps,
     "disk-read-only": read_only,

@@ -168,6 +168,46 @@ def address_space(ground: Ground) -> None:
             ground.tally.count("limits of a producer's memory")
 
 
+def owners(ground: Ground) -> None:
+    """RLIMIT_NOFILE and RLIMIT_AS in who starts a recording: it does, or gets one clear error."""
+    limits = [(resource.RLIMIT_NOFILE, more) for more in range(10)]
+    limits += [(resource.RLIMIT_AS, more * 128 * 1024) for more in range(24)]
+    with ground.folder() as place:
+        for kind, more in limits[:: 11 if ground.quick else 1]:
+            where = f"an owner with {more} {'descriptors' if kind == 7 else 'bytes'} more"
+            name = recording_name()
+            program = Program(place / f"owner-{kind}-{more}.log")
+            program.do("shmrec.FlightRecorder and None")
+            used = len(os.listdir(f"/proc/{program.pid}/fd"))
+            lift = _limit(
+                program.pid,
+                kind,
+                used + more if kind == resource.RLIMIT_NOFILE else _mapped(program.pid) + more,
+            )
+            flight = f"shmrec.FlightRecorder({name!r}, size=0, max_producers=2)"
+            said = program.do(f"globals().update(flight={flight}) or flight.start()")
+            if "ended without a word" in said["error"]:
+                # What Python says of a collector that it cannot even load is its own.
+                program.log.write_text("")
+            if said["error"]:
+                ground.one_line(said["error"], "", where)
+                ground.tally.count("owners told why not")
+            else:
+                ground.tally.count("owners that record")
+                program.do("flight.stop()")
+            ground.hold(not said["warned"], f"{where}: {said}")
+            lift()
+            again = program.do(f"{flight}.start()")
+            ground.hold(not again["error"], f"{where}, and again: {again}")
+            ground.hold(program.leave() == 0, f"{where}: ended with {program.process.returncode}")
+            ground.quiet(program.log, where)
+            path = Path(f"/dev/shm/shmrec.{name}")
+            until(partial(_gone, path))
+            ground.hold(_gone(path), f"{where}: its memory is left")
+            program.close()
+            ground.tally.count("limits of an owner")
+
+
 def _joins_or_is_told(ground: Ground, service: Service, program: Program, where: str) -> None:
     said = program.attach(service.name)
     ground.hold(not said["error"], f"{where}: attaching raised {said['error']}")
@@ -198,6 +238,10 @@ def _entry(segment: object, index: int, word: str) -> int:
 
     assert isinstance(segment, Segment)
     return ENTRY.word(word, segment.geometry.entry(index))
+
+
+def _gone(path: Path) -> bool:
+    return not path.exists()
 
 
 def _mapped(pid: int) -> int:
@@ -350,6 +394,7 @@ CASES: Final[dict[str, Case]] = {
     "shm-filled": filled_between,
     "memory": address_space,
     "descriptors": descriptors,
+    "owner-limits": owners,
     "collector-limits": collector_limits,
     "collector-start": collector_start,
     "file-size": file_size,
