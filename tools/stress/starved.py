@@ -16,6 +16,7 @@ from tools.stress import (
     starved_calls,
     starved_disk,
     starved_kernel,
+    starved_limits,
     starved_memory,
     starved_service,
 )
@@ -26,6 +27,7 @@ HELP = "starve it: of shared memory, disk, descriptors, system calls, time, a co
 
 CASES: Final[dict[str, Case]] = {
     **starved_memory.CASES,
+    **starved_limits.CASES,
     **starved_disk.CASES,
     **starved_calls.CASES,
     **starved_kernel.CASES,

@@ -28,6 +28,9 @@ _SHIM: Final = Path(__file__).with_name("clock_shim.c")
 _DROP: Final = 24
 _PTRACE: Final = 19
 _HOUR: Final = 3600
+_LITTLE: Final = -300
+_STEPS: Final = (0, _LITTLE, 3 * _HOUR, -5 * _HOUR, _HOUR, -48 * _HOUR, 0)
+"""How far ahead the wall clock is, one after the other."""
 
 _PIDFDS: Final = ("pidfd_open", "pidfd_send_signal", "pidfd_getfd")
 _OTHERS: Final = (
@@ -156,8 +159,8 @@ def clock_steps(ground: Ground) -> None:
         step = place / "step"
         step.write_text("0")
         environment = {"LD_PRELOAD": str(shim), "SHMREC_STEP": str(step)}
-        options = ["--quota-count", "4", "--trigger", "log interval=1h", "--death-interval", "0"]
-        with Service(place, *options[:-2], environment=environment) as service:
+        options = ["--quota-count", "4", "--trigger", "log interval=1h"]
+        with Service(place, *options, environment=environment) as service:
             _stepped(ground, service, lambda seconds: step.write_text(str(seconds)), environment)
 
 
@@ -172,9 +175,9 @@ def _stepped(
     steady.attach(service.name)
     expected = []
     log = TRIGGERS.index("log")
-    for number, hours in enumerate((0, 3, -5, 1, -48, 0)[: 3 if ground.quick else None]):
-        where = f"clock set to {hours:+d} h"
-        set_clock(hours * _HOUR)
+    for number, ahead in enumerate(_STEPS[: 3 if ground.quick else None]):
+        where = f"clock set to {ahead:+d} s"
+        set_clock(ahead)
         ground.tally.count("steps of the clock")
         done = steady.do("work(0.05)")
         ground.hold(not done["error"] and not done["warned"], f"{where}: {done}")
@@ -189,11 +192,13 @@ def _stepped(
                 ground.hold(suppressed, f"{where}: {_nth(segment, *place)} are suppressed")
         expected += [service.ask(f"asked {number}"), service.ask(f"again {number}")]
         there = set(service.files())
-        newest = set(expected[-3:])
+        newest = set(expected[-2:])
         ground.hold(newest <= there, f"{where}: removed {[p.name for p in newest - there]}")
         ground.hold(len(there) <= 5, f"{where}: {len(there)} files")
-        found = _newest(service.snapshots, environment)
-        ground.hold(found == str(expected[-1]), f"{where}: the newest is {found}")
+        if ahead != _LITTLE:
+            # By so little the clocks of a disk and of its reader may differ.
+            found = _newest(service.snapshots, environment)
+            ground.hold(found == str(expected[-1]), f"{where}: the newest is {found}")
         taken = shmrec.read(expected[-1])
         late = taken.header.taken_wall_ns - taken.header.started_wall_ns
         ground.hold(0 <= late < 60e9, f"{where}: took {late} ns")
