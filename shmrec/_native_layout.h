@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SHMREC_LAYOUT_ID UINT64_C(0x6a3cd1883ddb9588)
+#define SHMREC_LAYOUT_ID UINT64_C(0x804a0f010273a99f)
 #define SHMREC_WORD 8
 #define SHMREC_COUNT_SHIFT 32
 #define SHMREC_LOST_AT_MOST UINT64_C(281474976710656)
@@ -146,13 +146,15 @@ struct shmrec_entry {
     _Atomic uint64_t opening; /* producer: number of the newest batch, published first */
     _Atomic uint64_t closed_generation; /* producer: no event of this or older will follow */
     _Atomic uint64_t stack_answered; /* producer: ticket of `stack_wanted` that was answered */
-    unsigned char gap_0[32];
+    unsigned char held_back[16]; /* producer: words not sent, by kind: one per row of TELLABLE */
+    unsigned char gap_0[16];
     _Atomic uint64_t losses[8]; /* producer: one word per row of LOSSES */
     _Atomic uint64_t settled; /* collector: incarnation whose end has been dealt with */
     _Atomic uint64_t ended_ns; /* collector: CLOCK_MONOTONIC when its end was noticed */
     _Atomic uint64_t stack_turn; /* collector: changes when `asked` may be filled anew */
     _Atomic uint64_t stack_wanted; /* collector: ticket: leave stacks when it is safe; 0: no more */
-    unsigned char gap_1[160];
+    unsigned char held_counted[16]; /* collector: of `held_back`, those in `suppressed` */
+    unsigned char gap_1[144];
 };
 _Static_assert(sizeof(struct shmrec_entry) == 512, "shmrec_entry");
 _Static_assert(offsetof(struct shmrec_entry, incarnation) == 0, "shmrec_entry.incarnation");
@@ -171,11 +173,13 @@ _Static_assert(offsetof(struct shmrec_entry, writing) == 192, "shmrec_entry.writ
 _Static_assert(offsetof(struct shmrec_entry, opening) == 200, "shmrec_entry.opening");
 _Static_assert(offsetof(struct shmrec_entry, closed_generation) == 208, "shmrec_entry.closed_generation");
 _Static_assert(offsetof(struct shmrec_entry, stack_answered) == 216, "shmrec_entry.stack_answered");
+_Static_assert(offsetof(struct shmrec_entry, held_back) == 224, "shmrec_entry.held_back");
 _Static_assert(offsetof(struct shmrec_entry, losses) == 256, "shmrec_entry.losses");
 _Static_assert(offsetof(struct shmrec_entry, settled) == 320, "shmrec_entry.settled");
 _Static_assert(offsetof(struct shmrec_entry, ended_ns) == 328, "shmrec_entry.ended_ns");
 _Static_assert(offsetof(struct shmrec_entry, stack_turn) == 336, "shmrec_entry.stack_turn");
 _Static_assert(offsetof(struct shmrec_entry, stack_wanted) == 344, "shmrec_entry.stack_wanted");
+_Static_assert(offsetof(struct shmrec_entry, held_counted) == 352, "shmrec_entry.held_counted");
 
 /* slot: 64 bytes. */
 struct shmrec_slot {

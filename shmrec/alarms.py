@@ -18,7 +18,7 @@ from typing import Any, Final
 from shmrec import requests, store, triggers
 from shmrec.deaths import Death, Watched
 from shmrec.incidents import REQUEST, Incidents, Plan, Ring
-from shmrec.layout import REASON_BYTES, TRIGGERS, Status, Verb
+from shmrec.layout import ENTRY, REASON_BYTES, TELLABLE, TRIGGERS, Status, Verb
 from shmrec.lookout import Lookout
 from shmrec.requests import Request
 from shmrec.ring import RingReader
@@ -29,8 +29,7 @@ from shmrec.triggers import Trigger, called, shortened
 __all__ = ["VERBS", "Alarms"]
 
 VERBS: Final = (Verb.TRIGGER, Verb.TIMEOUT)
-_PRODUCERS_WORD: Final = ("exception", "log")
-"""The kinds of triggers that a producer may say have come up."""
+_HELD_AT_MOST: Final = 1 << 32
 _STACKS: Final = ("slow_span", "stall", "timeout")
 """The kinds of triggers whose suspects have their stacks taken."""
 
@@ -113,7 +112,7 @@ class Alarms:
             kind = TRIGGERS[number] if number < len(TRIGGERS) else str(number)
             said = shortened(request.reason, REASON_BYTES // 2)
             reason = f"{kind} in {who}: {said}" if said else f"{kind} in {who}"
-            if kind not in _PRODUCERS_WORD:
+            if kind not in TELLABLE:
                 text = f"{kind} is no trigger that a producer may give word of"
                 requests.answer(self._segment, request, text, Status.FAILED)
                 return
@@ -153,11 +152,31 @@ class Alarms:
         """The plan's snapshot could not be taken."""
         self._incidents.failed(plan, time.monotonic_ns())
 
+    def count_held_back(self) -> None:
+        """Count, as suppressed, the words that producers did not send: see `words`."""
+        words, geometry = self._segment.words, self._segment.geometry
+        new = False
+        for index in range(geometry.producers):
+            at = geometry.entry(index)
+            held, counted = ENTRY.word("held_back", at), ENTRY.word("held_counted", at)
+            for place, kind in enumerate(TELLABLE):
+                count = words[held + place]
+                more = count - words[counted + place]
+                if more:
+                    words[counted + place] = count
+                    # Backwards, or so far at once, is somebody's scribbling.
+                    if 0 < more < _HELD_AT_MOST:
+                        self._incidents.limits.suppress(self._incidents.trigger(kind), more)
+                        new = True
+        if new:
+            self._publish()
+
     def _publish(self) -> None:
         self._segment.set_suppressed(self._incidents.limits.suppressed)
 
     def facts(self, plan: Plan) -> dict[str, Any]:
         """What a snapshot's header says of its cause, if it was not asked for, and of limits."""
+        self.count_held_back()
         counts = self._incidents.limits.suppressed
         facts: dict[str, Any] = {"suppressed": {kind: n for kind, n in counts.items() if n}}
         if plan.trigger == REQUEST:

@@ -36,6 +36,7 @@ _POLL_LAST_SECONDS: Final = 0.002
 _NOTES_LIMIT: Final = 50
 _NO_CUT: Final = 1 << 62
 CUT_SHORT: Final = "the memory was cut short by a process that has it open"
+_SLOW_NS: Final = 1_000_000_000
 
 
 class CaptureStopped(ShmrecError):
@@ -65,6 +66,8 @@ class Order:
     names: Callable[[], Iterator[str]] | None = None
     """Other names for the file than the usual ones."""
     stop: Callable[[], bool] = bool
+    warn: Callable[[str], None] = lambda message: None
+    """Told what somebody should know of a snapshot that was taken all the same."""
 
 
 def take(segment: Segment, order: Order) -> Path:
@@ -227,6 +230,7 @@ def _write(
     evidence: Mapping[int, str],
     owners: Owners,
 ) -> Path:
+    began = time.monotonic_ns()
     seen: set[int] = set()
     oldest = oldest_kept(
         _heads(owners, seen),
@@ -260,7 +264,16 @@ def _write(
                 "are untouched"
             ) from error
         _obey(order)
-        return unfinished.publish(names())
+        path = unfinished.publish(names())
+    if unfinished.doubt:
+        order.warn(unfinished.doubt)
+    took = time.monotonic_ns() - began
+    if took > _SLOW_NS:
+        order.warn(
+            f"writing {path} took {took / 1e9:.1f} s: that disk is slow or has much to do; what "
+            "was asked and who died meanwhile had to wait, who records did not"
+        )
+    return path
 
 
 def _heads(owners: Owners, seen: set[int]) -> Iterator[list[Head]]:

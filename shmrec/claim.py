@@ -12,9 +12,10 @@ says LIVE, so that a reader who was copying notices.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from shmrec import fence, layout, process
@@ -61,19 +62,57 @@ def claim(
         )
     fenced = fence.register()
     started = process.start_ticks(os.getpid())
+    index, at = _choose_with_memory(segment, started, held, timeout)
+    with _given_back(segment, at):
+        _prepare(segment, index, label, engine_name, fenced)
+        engine.bind(
+            segment.view,
+            words,
+            entry=at,
+            ring=geometry.ring(index),
+            slot_size=geometry.slot_size,
+            slots=geometry.slots,
+            fenced=fenced,
+        )
+    fence.release()
+    words[ENTRY.word("state", at)] = EntryState.LIVE  # step: live
+    return index
+
+
+@contextlib.contextmanager
+def _given_back(segment: Segment, at: int) -> Iterator[None]:
+    """The ring that is being claimed is another's to claim if it cannot be had after all."""
+    try:
+        yield
+    except BaseException:
+        segment.words[ENTRY.word("state", at)] = EntryState.FREE
+        raise
+
+
+def _choose_with_memory(
+    segment: Segment, started: int, held: Collection[int], timeout: float
+) -> tuple[int, int]:
+    """A ring of which the pages are there, marked as being claimed; or the refusal is counted."""
+    geometry = segment.geometry
     index, at = _choose(segment, started, held, timeout)
     # The ring is ours: what takes long is done without the lock.
     try:
-        segment.reserve(geometry.ring(index), geometry.ring_size)
+        with _given_back(segment, at):
+            segment.reserve(geometry.ring(index), geometry.ring_size)
+        return index, at
     except SpaceError as full:
-        words[ENTRY.word("state", at)] = EntryState.FREE
         try:
             # One that somebody has used has its memory already.
-            index, at = _choose(segment, started, held, timeout, used=True)
+            return _choose(segment, started, held, timeout, used=True)
         except RingsTakenError:
             with segment.locked():
                 segment.bump("refused_space")
             raise full from None
+
+
+def _prepare(segment: Segment, index: int, label: str, engine_name: str, fenced: bool) -> None:
+    """Take the old owner's batches away, and say who the new one is."""
+    words, at = segment.words, segment.geometry.entry(index)
     _clear(segment, index)
     where = ENTRY.bytes_at("identity", at)
     segment.view[where] = os.urandom(where.stop - where.start)
@@ -88,18 +127,6 @@ def claim(
     fence.release()
     for name, value in values.items():
         words[ENTRY.word(name, at)] = value
-    engine.bind(
-        segment.view,
-        words,
-        entry=at,
-        ring=geometry.ring(index),
-        slot_size=geometry.slot_size,
-        slots=geometry.slots,
-        fenced=fenced,
-    )
-    fence.release()
-    words[ENTRY.word("state", at)] = EntryState.LIVE  # step: live
-    return index
 
 
 def _choose(

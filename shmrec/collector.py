@@ -128,12 +128,10 @@ class Collector:
         Raises `CutShortError`, when all that is left is kept, if the memory was cut short.
         """
         if self._wakeup is not None:
-            self._waker = threading.Thread(target=self._forward_wakeups, daemon=True)
-            self._waker.start()
+            self._waker = self._started_waker()
         try:
             while True:
                 while not self.stopping and not until() and not self._deserted():
-                    self._poll()
                     self._turn_safely()
                     self._look_at_memory()
                 if self._finish(wanted=self.stopping or until()):
@@ -154,6 +152,15 @@ class Collector:
             signal.signal(number, handler)
         # Whoever launched us may have had them blocked.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*handlers, *_SPARED})
+
+    def _started_waker(self) -> threading.Thread | None:
+        waker = threading.Thread(target=self._forward_wakeups, daemon=True)
+        try:
+            waker.start()
+        except (RuntimeError, MemoryError):
+            self.settings.log("no memory or no leave for a thread: requests may wait for a second")
+            return None
+        return waker
 
     def _forward_wakeups(self) -> None:
         while not self.stopping:
@@ -177,6 +184,7 @@ class Collector:
     def _turn_safely(self) -> None:
         """A turn; what it did not foresee is told, and after a while no longer borne."""
         try:
+            self._poll()
             self._turn()
             self._failures = 0
         except Exception as error:
@@ -228,6 +236,7 @@ class Collector:
             self._next_tick = now + _TICK_NS
             ledger.advance(self.segment)
             self.segment.set_word("heartbeat_ns", now)
+            self._alarms.count_held_back()
             if now >= self._next_sweep:
                 self._next_sweep = now + _SWEEP_NS
                 store.sweep(self.settings.directory)
@@ -321,6 +330,7 @@ class Collector:
                 extra=self._alarms.facts(plan),
                 names=names,
                 stop=bool if last else lambda: self.stopping,
+                warn=self.settings.log,
             ),
         )
         self.segment.bump("snapshots")
@@ -328,15 +338,16 @@ class Collector:
             if plan.trigger != REQUEST:
                 # Who asks for one is told its path; of these nobody else speaks.
                 self.settings.log(f"snapshot ({plan.reason}): {path}")
-            self._enforce_quota()
+            self._enforce_quota(path)
         return path
 
-    def _enforce_quota(self) -> None:
+    def _enforce_quota(self, latest: Path) -> None:
         try:
             store.enforce_quota(
                 self.settings.directory,
                 count=self.settings.quota_count,
                 size=self.settings.quota_bytes,
+                latest=latest,
             )
         except Exception as error:
             # The snapshot is on disk all the same: it must not be taken again because of this.

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from shmrec import layout, process, recorder, requests, store
 from shmrec.errors import (
     AlreadyStartedError,
+    CollectorError,
     NotStartedError,
 )
 from shmrec.layout import Stacks, Verb
@@ -112,8 +113,11 @@ class FlightRecorder:
         `AlreadyStartedError` if running, `CollectorRunningError` if another process runs a
         recording of this name, `SpaceError` or another `ShmrecError` if it cannot be made.
         """
-        from shmrec.launch import start_collector, stop_collector
-
+        try:
+            from shmrec.launch import start_collector, stop_collector
+        except (OSError, ImportError, MemoryError) as error:
+            why = str(error) or "out of memory"
+            raise CollectorError(f"cannot start a collector: {why}") from error
         with self._lock:
             if self.enabled:
                 raise AlreadyStartedError(

@@ -46,8 +46,10 @@ def start_collector(
     Raises `CollectorRunningError` if there is one already, else `CollectorError` with what
     the collector said.
     """
-    import subprocess
-
+    try:
+        import subprocess
+    except (OSError, ImportError, MemoryError) as error:
+        raise _cannot_start(error) from error
     command = [sys.executable, "-P", "-m", "shmrec.commands.collect", name, "--detach"]
     command += ["--size", str(size), "--period", repr(period), "--producers", str(producers)]
     if directory is not None:
@@ -59,7 +61,10 @@ def start_collector(
     command += ["--stacks", stacks]
     for text in triggers:
         command += ["--trigger", text]
-    read_end, write_end = os.pipe()
+    try:
+        read_end, write_end = os.pipe()
+    except OSError as error:
+        raise _cannot_start(error) from error
     try:
         with _blocked():
             starter = subprocess.Popen(
@@ -69,9 +74,9 @@ def start_collector(
                 stdout=subprocess.DEVNULL,
                 env=_environment(),
             )
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         os.close(read_end)
-        raise CollectorError(f"cannot start a collector: {error}") from error
+        raise _cannot_start(error) from error
     finally:
         os.close(write_end)
     try:
@@ -87,6 +92,11 @@ def start_collector(
     if word == RUNNING:
         raise CollectorRunningError(rest)
     raise CollectorError(rest or f"the collector of {name!r} ended without a word")
+
+
+def _cannot_start(error: Exception) -> CollectorError:
+    why = getattr(error, "strerror", None) or str(error) or "out of memory"
+    return CollectorError(f"cannot start a collector: {why}")
 
 
 @contextlib.contextmanager

@@ -59,6 +59,7 @@ __all__ = [
     "SEGMENT_MAGIC",
     "SLOT",
     "STACK",
+    "TELLABLE",
     "TRIGGERS",
     "Geometry",
     "Table",
@@ -175,6 +176,12 @@ producer does not answer; exception, log: a producer's word; slow_span, stall, c
 the collector in the rings; signal: sent to the collector.
 """
 
+TELLABLE: Final = ("exception", "log")
+"""The kinds of triggers that a producer gives word of, in the order of `held_back`.
+
+Its counts outlive the producer: whoever has the ring next goes on from there.
+"""
+
 REQUESTS: Final = 16
 REASON_BYTES: Final = 512
 ANSWER_BYTES: Final = 4096
@@ -277,6 +284,7 @@ ENTRY: Final = Table(
         Row("opening", 200, 8, "producer", "number of the newest batch, published first"),
         Row("closed_generation", 208, 8, "producer", "no event of this or older will follow"),
         Row("stack_answered", 216, 8, "producer", "ticket of `stack_wanted` that was answered"),
+        Row("held_back", 224, 8 * 2, "producer", "words not sent, by kind, as TELLABLE has them"),
         Row("losses", 256, 8 * 8, "producer", "one word per row of LOSSES"),
         Row("settled", 320, 8, "collector", "incarnation whose end has been dealt with"),
         Row("ended_ns", 328, 8, "collector", "CLOCK_MONOTONIC when its end was noticed"),
@@ -284,6 +292,7 @@ ENTRY: Final = Table(
         Row(
             "stack_wanted", 344, 8, "collector", "ticket: leave stacks when it is safe; 0: no more"
         ),
+        Row("held_counted", 352, 8 * 2, "collector", "of `held_back`, those in `suppressed`"),
     ),
 )
 
@@ -455,7 +464,7 @@ def _layout_id() -> int:
         for table in (CONTROL, REQUEST, ENTRY, SLOT, STACK)
     ]
     kinds = [(kind.number, kind.name, kind.fields, kind.counted) for kind in KINDS]
-    rest = (LAYOUT_VERSION, REQUESTS, TRIGGERS, LOSSES, ENGINES, COUNT_SHIFT)
+    rest = (LAYOUT_VERSION, REQUESTS, TRIGGERS, TELLABLE, LOSSES, ENGINES, COUNT_SHIFT)
     digested = repr((tables, kinds, rest)).encode()
     return zlib.crc32(digested) << 32 | zlib.adler32(digested)
 

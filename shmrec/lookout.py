@@ -55,12 +55,21 @@ class Finding(NamedTuple):
     reason: str
     ring: int
     incarnation: int
+    spans: frozenset[int] = frozenset()
+    """Those that are slow and still open."""
 
 
 class _Span(NamedTuple):
     start_ns: int
     span: int
     name: str
+
+
+class _Again(NamedTuple):
+    """When that is to be judged anew which was refused, and which spans that was about."""
+
+    at: int
+    spans: frozenset[int]
 
 
 @dataclass
@@ -82,8 +91,8 @@ class _Seen:
     silence: dict[Trigger, int] = field(default_factory=dict)
     """The beginning of the silence that has been judged."""
     beats: dict[Trigger, int] = field(default_factory=dict)
-    again: dict[Trigger, int] = field(default_factory=dict)
-    """When that is to be judged anew which a limit refused."""
+    again: dict[Trigger, _Again] = field(default_factory=dict)
+    """What a limit refused."""
     beyond: dict[Trigger, set[str]] = field(default_factory=dict)
     """Counters that have fired and have not been within their limit since."""
 
@@ -120,6 +129,7 @@ class Lookout:
             reader = self._readers[index]
             seen = self._known(index)
             fired: dict[Trigger, list[str]] = {}
+            slow: dict[Trigger, set[int]] = {}
             mark = reader.mark()
             if mark != seen.mark:
                 if left <= 0:
@@ -131,17 +141,23 @@ class Lookout:
                     continue
                 self._read(seen, batches, fired, now)
                 seen.mark = mark
-            self._judge(seen, fired, now)
+            self._judge(seen, fired, slow, now)
             for trigger, reasons in fired.items():
                 more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
-                findings.append(Finding(trigger, reasons[0] + more, index, seen.incarnation))
+                spans = frozenset(slow.get(trigger, ()))
+                reason = reasons[0] + more
+                findings.append(Finding(trigger, reason, index, seen.incarnation, spans))
         return findings
 
     def retry(self, finding: Finding, at: int) -> None:
-        """A limit refused it: if it goes on until then, it fires once more."""
+        """A limit refused it: if it goes on until then, it fires once more.
+
+        Not so what fired before it and was not refused.
+        """
         seen = self._seen.get(finding.ring)
         if seen is not None and seen.incarnation == finding.incarnation:
-            seen.again[finding.trigger] = at
+            waits = seen.again.get(finding.trigger, _Again(at, frozenset()))
+            seen.again[finding.trigger] = _Again(min(at, waits.at), finding.spans | waits.spans)
 
     def _known(self, index: int) -> _Seen:
         seen = self._seen.get(index)
@@ -214,11 +230,17 @@ class Lookout:
             if len(known) < _COUNTERS:
                 known.add(event.name)
 
-    def _judge(self, seen: _Seen, fired: dict[Trigger, list[str]], now: int) -> None:
+    def _judge(
+        self,
+        seen: _Seen,
+        fired: dict[Trigger, list[str]],
+        slow_spans: dict[Trigger, set[int]],
+        now: int,
+    ) -> None:
         """What time alone has made slow or silent."""
-        for trigger in [each for each, at in seen.again.items() if now >= at]:
-            del seen.again[trigger]
-            seen.judged.pop(trigger, None)
+        for trigger in [each for each, waits in seen.again.items() if now >= waits.at]:
+            refused = seen.again.pop(trigger)
+            seen.judged.get(trigger, set()).difference_update(refused.spans)
             seen.silence.pop(trigger, None)
         for slow in self._slow:
             judged = seen.judged.setdefault(slow, set())
@@ -232,6 +254,7 @@ class Lookout:
                     age = _time(now - span.start_ns)
                     text = f"slow span {shortened(span.name)} of {seen.who}, open for {age}"
                     fired.setdefault(slow, []).append(text)
+                    slow_spans.setdefault(slow, set()).add(span.span)
         for stall in self._stalls:
             silent = now - seen.newest_ns
             if silent < stall.threshold or seen.silence.get(stall) == seen.newest_ns:

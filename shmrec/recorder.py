@@ -28,6 +28,7 @@ from typing import Any, Final, ParamSpec, TypeVar, overload
 from shmrec import _engine, events, requests
 from shmrec.claim import claim, set_label
 from shmrec.errors import (
+    AttachError,
     EngineError,
     LockedError,
     NoSuchRecordingError,
@@ -197,7 +198,9 @@ class Recorder:
         segment = self._segment
         if segment is None or not self.joined:
             return False
-        return self._words.send(segment, self._wakeup, kind, reason)
+        # In a child that forked since, the ring is its parent's.
+        ring = self._index if self.attached else -1
+        return self._words.send(segment, self._wakeup, kind, reason, ring=ring)
 
     @property
     def _number(self) -> int:
@@ -262,6 +265,7 @@ class Recorder:
         with self._lock:
             if self._refused is not None:
                 raise self._refused
+            _load()
             self.detach()
             self._label = label
             self._wakeup = open_wakeup(segment)
@@ -271,9 +275,13 @@ class Recorder:
             self._words.forget()
             _attached.add(self)
         self.exceptions = exceptions
-        if exceptions:
-            _unhandled().install(lambda: list(_attached))
-        _at_exit(self)
+        try:
+            if exceptions:
+                _unhandled().install(lambda: list(_attached))
+            _at_exit(self)
+        except BaseException:
+            self.detach()
+            raise
 
     def relabel(self, label: str) -> None:
         """Change the label, or in a forked child join now under that label."""
@@ -331,7 +339,9 @@ class Recorder:
             segment, self._engine, self.engine, self._label, held=held, timeout=timeout
         )
         self._pid = os.getpid()
-        _stacks().arm(segment, self._index, self._engine)
+        # The ring is ours already: who has no memory left for stacks is recorded without them.
+        with contextlib.suppress(MemoryError):
+            _stacks().arm(segment, self._index, self._engine)
         wake(self._wakeup)
 
     def after_fork(self) -> None:
@@ -352,6 +362,15 @@ def _at_exit(recorder: Recorder) -> None:
             found.detach()
 
     _unhandled().at_exit(leave)
+
+
+def _load() -> None:
+    """Have loaded all that is loaded late, before a ring depends on it."""
+    try:
+        _stacks()
+        _unhandled()
+    except (OSError, ImportError) as error:
+        raise AttachError(f"a part of shmrec cannot be loaded: {error}") from error
 
 
 def _stacks() -> Any:
@@ -429,9 +448,10 @@ def attach(
         except BaseException:
             segment.close()
             raise
-    except (ShmrecError, OSError) as error:
+    except (ShmrecError, OSError, MemoryError) as error:
         # An engine is asked for by somebody who means it.
         if required or isinstance(error, EngineError):
             raise
-        warnings.warn(f"shmrec: not recording: {error}", RuntimeWarning, stacklevel=2)
+        why = "out of memory" if isinstance(error, MemoryError) else error
+        warnings.warn(f"shmrec: not recording: {why}", RuntimeWarning, stacklevel=2)
     return recorder

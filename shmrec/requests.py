@@ -32,6 +32,7 @@ _POLL_SHARE: Final = 1 / 32
 """How long to sleep, as a share of how long the answer has taken already: so much later, at
 most, is it seen. Doubling the sleep would see it up to twice as late."""
 _LOCK_SECONDS: Final = 2.0
+_SILENCE_SECONDS: Final = 2.0
 
 
 class Request(NamedTuple):
@@ -157,9 +158,7 @@ def ask(
                         "again, its recording is intact"
                     )
             if now > deadline:
-                raise CollectorError(
-                    f"the collector of {segment.name!r} did not answer within {timeout:g} s"
-                )
+                raise CollectorError(_no_answer(segment, timeout))
             pause = max(_POLL_FIRST_SECONDS, (now - began) * _POLL_SHARE)
             # Looked up now: gevent may have replaced it since.
             (sleep or time.sleep)(min(pause, _POLL_LAST_SECONDS))
@@ -177,6 +176,21 @@ def ask(
 
     refused = SuppressedError if status == Status.SUPPRESSED else RequestFailedError
     raise refused(safe(text))
+
+
+def _no_answer(segment: Segment, timeout: float) -> str:
+    silence = (time.monotonic_ns() - (segment.word("heartbeat_ns") & PLAUSIBLE)) / 1e9
+    # It says so once a second, but for when it waits for a disk or for somebody's stacks.
+    why = (
+        f"its last sign of life is {silence:.0f} s old: it is stopped (fg, or kill -CONT, wakes "
+        "it), or the disk of its snapshots is slow"
+        if silence > _SILENCE_SECONDS
+        else "it is at work: wait longer (a longer timeout)"
+    )
+    return (
+        f"the collector of {segment.name!r}, pid {segment.word('collector_pid')}, did not answer "
+        f"within {timeout:g} s; {why}"
+    )
 
 
 def pending(segment: Segment) -> list[Request]:

@@ -171,6 +171,8 @@ class Roster:
                     self._known[index].memory.end()
                     self.watcher.forget(index)
                 self._settle(index, incarnation)
+                # It may have come and gone between two looks.
+                self.ever_attached = True
             elif state == EntryState.LIVE and words[ENTRY.word("settled", at)] != incarnation:
                 watched = self.watcher.watched.get(index)
                 if watched is None or watched.incarnation != incarnation:

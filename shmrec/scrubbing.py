@@ -90,11 +90,13 @@ def scrub(source: Path, rules: Rules, output: Path | None = None) -> Scrubbed:
             _check(unfinished.readable, source)
             if output is not None:
                 unfinished.publish(store.only_name(output))
+                scrubber.done.notes += filter(None, [unfinished.doubt])
                 return scrubber.done
             if _identity(before) != _identity(os.stat(source, follow_symlinks=False)):
                 raise SnapshotWriteError(f"{source} was changed meanwhile: nothing was scrubbed")
             scrubber.done.links = before.st_nlink - 1
             unfinished.replace(source.name, before)
+            scrubber.done.notes += filter(None, [unfinished.doubt])
         except OSError as error:
             raise SnapshotWriteError(
                 f"cannot write {target}: {error.strerror}; {source} is untouched"

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
+from shmrec import process
 from shmrec.durable import DurableFile
 from shmrec.errors import NoSuchSnapshotError, SnapshotWriteError
 from shmrec.layout import TRIGGERS
@@ -55,7 +56,11 @@ _AUTOMATIC: Final = tuple(kind.replace("_", "-") for kind in TRIGGERS if kind !=
 """What the reasons of snapshots that nobody asked for start with."""
 _TRANSFER: Final = re.compile(r"\.shmrec-[0-9a-f]{16}\.transfer\Z")
 _BLOCK: Final = 512
+_NO_SYNC: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems answer that have no such thing as syncing a directory."""
 _ABANDONED_SECONDS: Final = 600.0
+_AHEAD_NS: Final = 600_000_000_000
+"""The clock of a disk that is elsewhere may be so far ahead of ours."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,13 @@ class Stored:
     def automatic(self) -> bool:
         """Whether nobody asked for it, as far as its name tells."""
         return self.first or any(map(self._starts_with, _AUTOMATIC))
+
+    def order(self, latest_ns: int) -> tuple[bool, int, str]:
+        """What to sort by, the oldest first, where none is newer than `latest_ns`.
+
+        One that says it is was written before the clock was set back.
+        """
+        return self.modified_ns <= latest_ns, self.modified_ns, self.path.name
 
     def _starts_with(self, words: str) -> bool:
         return self.reason == words or self.reason.startswith(f"{words}-")
@@ -113,11 +125,13 @@ class Unfinished:
     """A snapshot being written; `publish` gives it its name, leaving without doing so none.
 
     `file` is open for writing, unbuffered. Use as a context manager; raises `SnapshotWriteError`.
+    `doubt` says afterwards what is to be said of a file that has its name all the same, or "".
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._hidden: Path | None = None
+        self.doubt = ""
         try:
             self._folder = os.open(
                 directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -138,7 +152,11 @@ class Unfinished:
     def _create(self) -> int:
         flags = os.O_WRONLY | os.O_CLOEXEC
         try:
-            return os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self._folder)
+            fd = os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self._folder)
+            if os.path.exists(_own(fd)):
+                return fd
+            # Without /proc it could never be given a name.
+            os.close(fd)
         except (OSError, AttributeError) as error:
             refused = getattr(error, "errno", errno.EOPNOTSUPP)
             if refused not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
@@ -160,7 +178,7 @@ class Unfinished:
                     self._link(fd, name)
                 except FileExistsError:
                     continue
-                os.fsync(self._folder)
+                self._sync_name(name)
                 return self._directory / name
         except OSError as error:
             raise SnapshotWriteError(
@@ -169,12 +187,25 @@ class Unfinished:
             ) from error
         raise SnapshotWriteError(f"every name for a snapshot in {self._directory} is taken")
 
+    def _sync_name(self, name: str) -> None:
+        # The file is whole, on disk, and has its name: to call that a failure would be to have it
+        # written again, and told twice.
+        try:
+            os.fsync(self._folder)
+        except OSError as error:
+            if error.errno in _NO_SYNC:
+                return
+            self.doubt = (
+                f"{self._directory / name} is whole, but its directory could not be synced "
+                f"({error.strerror}): copy it elsewhere, it may be gone if the machine loses power"
+            )
+
     @property
     def readable(self) -> Path:
         """Where this process can read what has been written, before it has a name."""
         if self._hidden is not None:
             return self._hidden
-        return Path(f"/proc/self/fd/{self.file.fileno()}")
+        return Path(_own(self.file.fileno()))
 
     def replace(self, name: str, old: os.stat_result) -> None:
         """Sync, and take the place of the file of that name, which `old` is.
@@ -194,11 +225,11 @@ class Unfinished:
             self._hidden = self._directory / hidden
         os.rename(self._hidden.name, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         self._hidden = None
-        os.fsync(self._folder)
+        self._sync_name(name)
 
     def _link(self, fd: int, name: str) -> None:
         if self._hidden is None:
-            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self._folder, follow_symlinks=True)
+            os.link(_own(fd), name, dst_dir_fd=self._folder, follow_symlinks=True)
         else:
             os.link(
                 self._hidden.name,
@@ -219,6 +250,11 @@ class Unfinished:
             with contextlib.suppress(OSError):
                 os.unlink(self._hidden.name, dir_fd=self._folder)
         os.close(self._folder)
+
+
+def _own(fd: int) -> str:
+    """A name for what this process has open."""
+    return f"/proc/self/fd/{fd}"
 
 
 def file_names(recording: str, reason: str, wall_ns: int, *, first: bool = False) -> Iterator[str]:
@@ -330,7 +366,8 @@ def listing(directory: Path, *, raw: bool = False) -> list[Stored]:
                 reason.endswith(f"-{FIRST}"),
             )
         )
-    found.sort(key=lambda stored: (stored.modified_ns, stored.path.name), reverse=True)
+    latest = time.time_ns() + _AHEAD_NS
+    found.sort(key=lambda stored: stored.order(latest), reverse=True)
     return found
 
 
@@ -363,20 +400,25 @@ def enforce_quota(
     *,
     count: int,
     size: int,
+    latest: Path | None = None,
     remove: Callable[[Path], None] = Path.unlink,
 ) -> list[Path]:
     """Remove the oldest snapshots beyond `count` files or `size` bytes; say which.
 
-    The first snapshots of incidents go when nothing else is left. The newest snapshot, the newest
-    death snapshot, and the first one of the newest incident always stay.
+    `latest` has just been written: whatever the clocks say, none is newer. The first snapshots of
+    incidents go when nothing else is left. The newest snapshot, the newest death snapshot, and the
+    first one of the newest incident always stay.
     """
     found = listing(directory, raw=True)
+    written = [stored.modified_ns for stored in found if stored.path == latest]
+    newest_ns = written[0] if written else time.time_ns() + _AHEAD_NS
+    found.sort(key=lambda stored: stored.order(newest_ns), reverse=True)
     protected = {stored.path for stored in found[:1]}
     protected |= {stored.path for stored in [s for s in found if s.death][:1]}
     protected |= {stored.path for stored in [s for s in found if s.first][:1]}
     number, total = len(found), sum(stored.size for stored in found)
     removed = []
-    for stored in sorted(found, key=lambda each: (each.first, each.modified_ns, each.path.name)):
+    for stored in sorted(found, key=lambda each: (each.first, *each.order(newest_ns))):
         if number <= count and total <= size:
             break
         if stored.path in protected:
@@ -406,4 +448,4 @@ def sweep(directory: Path) -> None:
 def _writer_alive(name: str) -> bool:
     """Whether a hidden file's writer may still be at it; transfers are only known by age."""
     pid = name.removeprefix(HIDDEN_PREFIX).split("-")[0]
-    return not (name.endswith(".partial") and pid.isdigit() and not os.path.exists(f"/proc/{pid}"))
+    return not (name.endswith(".partial") and pid.isdigit() and not process.alive(int(pid), 0))

@@ -23,6 +23,7 @@ from shmrec.errors import (
     LayoutMismatchError,
     NoSuchRecordingError,
     SegmentError,
+    SnapshotWriteError,
 )
 from shmrec.layout import Geometry, SegmentState
 from shmrec.ring import readers
@@ -147,7 +148,9 @@ def _used(segment: Segment) -> bool:
 
 def _replace_stale(segment: Segment, settings: Settings) -> None:
     if _used(segment):
-        path = recover(segment, settings.directory, reason="recovered before a new start")
+        path = recover(
+            segment, settings.directory, reason="recovered before a new start", warn=settings.log
+        )
         settings.log(f"recovered what an earlier run of {settings.name!r} left: {path}")
     remove_wakeup(segment)
     naming.remove(settings.name, settings.path)
@@ -179,21 +182,38 @@ def _keep_raw(settings: Settings, error: LayoutMismatchError) -> None:
             "stop it first, or choose another name"
         )
     with store.Unfinished(settings.directory) as unfinished:
-        with open(source, "rb") as memory:
-            while chunk := memory.read(1 << 20):
-                # Rings that nobody used are holes; keep them so.
-                if chunk.count(0) == len(chunk):
-                    unfinished.file.seek(len(chunk), os.SEEK_CUR)
-                else:
-                    unfinished.file.write(chunk)
-        unfinished.file.truncate()
+        try:
+            with open(source, "rb") as memory:
+                while chunk := memory.read(1 << 20):
+                    # Rings that nobody used are holes; keep them so.
+                    if chunk.count(0) == len(chunk):
+                        unfinished.file.seek(len(chunk), os.SEEK_CUR)
+                    else:
+                        unfinished.file.write(chunk)
+            unfinished.file.truncate()
+        except OSError as failed:
+            raise SnapshotWriteError(
+                f"recording {settings.name!r} cannot be read by this version, and no copy of it "
+                f"be kept in {settings.directory}: {failed.strerror}; it is untouched"
+            ) from failed
         path = unfinished.publish(store.raw_names(settings.name, time.time_ns()))
+    if unfinished.doubt:
+        settings.log(unfinished.doubt)
     settings.log(f"{error}; kept as {path} and replaced")
     naming.remove(settings.name, settings.path)
 
 
-def recover(segment: Segment, directory: Path, *, reason: str = "recovered") -> Path:
-    """Write a snapshot of memory that no collector serves, changing nothing in it."""
+def recover(
+    segment: Segment,
+    directory: Path,
+    *,
+    reason: str = "recovered",
+    warn: Callable[[str], None] = lambda message: None,
+) -> Path:
+    """Write a snapshot of memory that no collector serves, changing nothing in it.
+
+    `warn` is told what somebody should know of one that was written all the same.
+    """
     return capture.take_cold(
         segment,
         Order(
@@ -202,5 +222,6 @@ def recover(segment: Segment, directory: Path, *, reason: str = "recovered") -> 
             trigger="recover",
             size=segment.word("keep_size"),
             period_ns=segment.word("keep_period_ns"),
+            warn=warn,
         ),
     )

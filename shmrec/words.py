@@ -2,20 +2,21 @@
 
 Runs in producers, from any thread, from logging handlers and from garbage collection. The
 collector has the limits (`layout.TRIGGERS`), and counts what they forbid; what comes faster than
-any limit leaves room for is not sent at all, so that a storm of errors costs nobody much; nor
-is it counted.
+any limit leaves room for is not sent at all, so that a storm of errors costs nobody much. It is
+counted in the producer's entry, from where the collector takes it to what else was suppressed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import Any, Final
 
 from shmrec import requests
 from shmrec.errors import ShmrecError
-from shmrec.layout import TRIGGERS, Verb
-from shmrec.segment import Segment
+from shmrec.layout import ENTRY, TELLABLE, TRIGGERS, Verb
+from shmrec.segment import PLAUSIBLE, Segment
 
 __all__ = ["Words", "trigger_argument"]
 
@@ -38,25 +39,45 @@ class Words:
         """The next word of each kind may be sent at once: another recording or process."""
         self._next_ns.clear()
 
-    def send(self, segment: Segment, wakeup: Any, kind: str, reason: str) -> bool:
+    def send(
+        self, segment: Segment, wakeup: Any, kind: str, reason: str, *, ring: int = -1
+    ) -> bool:
         """Send word of that kind; whether it was sent. Never raises, waits 50 ms at most.
 
-        Not without a collector, nor within 0.1 s of the last one of that kind.
+        Not without a collector, nor within 0.1 s of the last one of that kind; what the collector
+        is not told is counted in the entry of `ring`, this process's own, or -1.
         """
-        now = time.monotonic_ns()
-        if now < self._next_ns.get(kind, 0):
-            return False
-        self._next_ns[kind] = now + _EVERY_NS
         try:
+            now = time.monotonic_ns()
+            if now < self._next_ns.get(kind, 0):
+                _hold_back(segment, kind, ring)
+                return False
+            self._next_ns[kind] = now + _EVERY_NS
             # Without a collector it would wait for the next one, and call for a snapshot then.
-            return segment.collector() is not None and requests.tell(
+            if segment.collector() is None:
+                return False
+            if requests.tell(
                 segment,
                 wakeup,
                 Verb.TRIGGER,
                 reason=reason,
                 argument=trigger_argument(kind),
                 timeout=_LOCK_SECONDS,
-            )
-        except (ShmrecError, OSError, ValueError):
-            # ValueError: another thread detached meanwhile, and the mapping is gone.
+            ):
+                return True
+        except (ShmrecError, OSError):
+            pass
+        except ValueError:
+            # Another thread detached meanwhile, and the mapping is gone.
             return False
+        with contextlib.suppress(ValueError):
+            _hold_back(segment, kind, ring)
+        return False
+
+
+def _hold_back(segment: Segment, kind: str, ring: int) -> None:
+    if ring >= 0:
+        word = ENTRY.word("held_back", segment.geometry.entry(ring)) + TELLABLE.index(kind)
+        words = segment.words
+        # One statement without a call: no other thread and no handler comes between.
+        words[word] = (words[word] & PLAUSIBLE) + 1

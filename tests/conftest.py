@@ -69,6 +69,7 @@ ONCE = {
     "test_security",
     "test_segment",
     "test_stack_text",
+    "test_starved",
     "test_stillness",
     "test_store",
     "test_store_life",

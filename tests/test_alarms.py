@@ -336,6 +336,27 @@ def test_another_collector_knows_whether_an_incident_goes_on(
     assert (asked.header.first, fired.header.first) == (False, first)
 
 
+def test_what_producers_hold_back_is_suppressed_too_and_counted_once(
+    recording_name: str, tmp_path: Path, producer: Callable[[], Script]
+) -> None:
+    with serving(recording_name, tmp_path):
+        worker = producer()
+        do(worker, "for _ in range(1000): shmrec.recorder.default.trigger('log', 'storm')")
+        snapshot = found(tmp_path, "log")
+        # All became the one snapshot, was refused by the collector, or was held back.
+        wait_until(lambda: suppressed(recording_name).get("log", 0) == 999)
+        do(worker, "shmrec.detach()")
+        assert snapshot.header.suppressed.get("log", 0) <= 999
+        with open_segment(recording_name) as segment:
+            heartbeat = segment.word("heartbeat_ns")
+            wait_until(lambda: segment.word("heartbeat_ns") != heartbeat)
+            entry = segment.geometry.entry(0)
+            segment.words[ENTRY.word("held_back", entry)] = 1 << 61
+            heartbeat = segment.word("heartbeat_ns")
+            wait_until(lambda: segment.word("heartbeat_ns") != heartbeat)
+        assert suppressed(recording_name) == {"log": 999}
+
+
 def test_a_suppressed_count_goes_on_from_before_and_is_never_implausible(
     recording_name: str, tmp_path: Path
 ) -> None:

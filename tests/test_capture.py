@@ -180,3 +180,17 @@ def test_a_disk_that_fills_up_in_mid_snapshot_is_told_and_harms_nothing(
         assert not shmrec.read(flight.snapshot("again")).damage
     finally:
         flight.stop()
+
+
+def test_a_disk_that_takes_long_is_said_and_one_that_does_not_is_not(
+    made: Callable[[int], Segment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    segment = made(1)
+    capture.take(segment, Order(tmp_path, warn=said.append))
+    assert said == []
+    monkeypatch.setattr(capture, "_SLOW_NS", 0)
+    path = capture.take(segment, Order(tmp_path, warn=said.append))
+    [line] = said
+    assert line.startswith(f"writing {path} took 0.")
+    assert "that disk is slow" in line

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +16,13 @@ import pytest
 
 import shmrec
 from shmrec import process, requests
-from shmrec.errors import CollectorRunningError, WrongOwnerError
+from shmrec.collector import Collector
+from shmrec.durable import DurableFile
+from shmrec.errors import CollectorRunningError, SnapshotWriteError, WrongOwnerError
 from shmrec.launch import start_collector
-from shmrec.layout import CONTROL, ENTRY, SegmentState, Verb
+from shmrec.layout import CONTROL, ENTRY, Geometry, SegmentState, Verb
 from shmrec.process import signal_bit
-from shmrec.segment import Segment, open_segment
+from shmrec.segment import Segment, create, open_segment
 from shmrec.takeover import Settings, establish, recover
 from shmrec.wakeup import open_wakeup
 
@@ -807,3 +811,35 @@ def test_the_generation_advances_about_once_a_second(service: Callable[..., Serv
         wait_until(lambda: segment.word("generation") >= first + 3)
         assert 1.9e9 < heartbeat(segment) - begun < 20e9
     serving.end()
+
+
+def test_a_collector_that_gets_no_thread_says_so_and_serves(
+    recording_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    said: list[str] = []
+    settings = Settings(recording_name, tmp_path, size=0, producers=1, log=said.append)
+    collector = Collector(establish(settings), settings)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    collector.run(until=lambda: collector.segment.word("generation") > 1)
+    assert [line for line in said if "thread" in line] == [
+        "no memory or no leave for a thread: requests may wait for a second"
+    ]
+    assert not leftovers(recording_name)
+
+
+def test_a_segment_that_can_neither_be_read_nor_kept_is_untouched(
+    recording_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: DurableFile, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with create(recording_name, Geometry.of(0, 1), keep_size=0, keep_period_ns=0) as made:
+        made.set_word("layout_version", 999)
+        monkeypatch.setattr(DurableFile, "write", full)
+        with pytest.raises(SnapshotWriteError, match="No space left on device; it is untouched"):
+            establish(Settings(recording_name, tmp_path, size=0, producers=1))
+        assert made.linked()
+    assert list(tmp_path.iterdir()) == []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import shmrec
 from shmrec import layout, recorder
 from shmrec.errors import (
     AlreadyStartedError,
+    CollectorError,
     CollectorRunningError,
     NotStartedError,
     RecordingNameError,
@@ -306,3 +309,21 @@ def test_the_default_recorder_serves_the_module_functions_again_after_a_stop(
     shmrec.instant("somebody does")
     assert [event.name for event in written(flight, tmp_path)] == ["somebody does"]
     flight.stop()
+
+
+@pytest.mark.parametrize(
+    ("raised", "why"),
+    [(OSError(errno.EMFILE, "Too many open files"), "Too many"), (MemoryError(), "out of memory")],
+    ids=["descriptors", "memory"],
+)
+def test_who_can_start_no_program_gets_one_clear_error(
+    recording_name: str, monkeypatch: pytest.MonkeyPatch, raised: Exception, why: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(CollectorError, match=f"cannot start a collector: {why}"):
+        shmrec.FlightRecorder(recording_name).start()
+    assert os.listdir("/proc/self/fd") == before

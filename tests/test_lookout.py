@@ -60,6 +60,23 @@ def test_what_a_limit_refused_fires_once_more_if_it_goes_on(text: str) -> None:
     assert place.look(60) == []
 
 
+def test_what_fired_before_does_not_fire_again_with_what_was_refused() -> None:
+    place = Place("slow_span 5s")
+    place.record.begin("taken")
+    assert len(place.look(6)) == 1
+    place.record.begin("refused")
+    place.pass_time(6)
+    [refused] = place.findings()
+    place.lookout.retry(refused, place.now + 30 * SECOND)
+    place.record.begin("refused later")
+    place.pass_time(6)
+    [later] = place.findings()
+    place.lookout.retry(later, place.now + 30 * SECOND)
+    assert place.look(23) == []
+    assert place.look(2) == ["slow span refused of pid 77, open for 37.0 s and 1 more"]
+    assert place.look(60) == []
+
+
 def test_a_finding_names_the_ring_and_who_had_it() -> None:
     place = Place("slow_span 5s")
     label = ENTRY.bytes_at("label", place.entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -19,11 +20,12 @@ from shmrec.errors import (
     LayoutMismatchError,
     NoSuchRecordingError,
     RecordingNameError,
+    SegmentError,
     ShmrecError,
     SpaceError,
     WrongOwnerError,
 )
-from shmrec.layout import ENTRY, Geometry
+from shmrec.layout import ENTRY, EntryState, Geometry
 from shmrec.segment import open_segment
 
 from .conftest import Script, wait_until
@@ -162,6 +164,19 @@ def test_another_user_is_refused(flight: shmrec.FlightRecorder) -> None:
     assert run(source, flight.name) == "WrongOwnerError\n"
 
 
+class Unbindable:
+    """An engine that has no memory to be bound with."""
+
+    def __init__(self, engine: object) -> None:
+        self._engine = engine
+
+    def bind(self, *_: object, **__: object) -> None:
+        raise MemoryError
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._engine, name)
+
+
 def full(fd: int, offset: int, size: int) -> None:
     raise OSError(28, "No space left on device")
 
@@ -194,6 +209,50 @@ def test_without_space_for_a_fresh_ring_a_used_one_serves(
         assert opened.word("refused_space") == 0
     assert recorded(unattached) == [(os.getpid(), "second life")]
     rec.detach()
+
+
+def test_who_cannot_load_what_attaching_needs_takes_no_ring_and_can_try_again(
+    unattached: shmrec.FlightRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_descriptor() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as starved:
+        starved.setattr(recorder, "_unhandled", no_descriptor)
+        with pytest.warns(RuntimeWarning, match="a part of shmrec cannot be loaded") as told:
+            late = shmrec.attach(unattached.name)
+        assert len(told) == 1
+        late.instant("nowhere")
+        assert (late.attached, late._index) == (False, -1)
+    assert shmrec.attach(unattached.name, required=True).attached
+    shmrec.detach()
+
+
+@pytest.mark.parametrize("where", ["reserve", "bind", "install"])
+def test_a_ring_that_cannot_be_had_after_all_is_given_back(
+    unattached: shmrec.FlightRecorder, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise SegmentError("not now") if where == "reserve" else MemoryError
+
+    late = shmrec.Recorder()
+    if where == "reserve":
+        monkeypatch.setattr(segment.Segment, "reserve", refuse)
+    elif where == "bind":
+        monkeypatch.setattr(late, "_engine", Unbindable(late._engine))
+    else:
+        monkeypatch.setattr(recorder._unhandled(), "install", refuse)
+    opened = open_segment(unattached.name)
+    with pytest.raises((SegmentError, MemoryError)):
+        late.join(opened, "late")
+    with open_segment(unattached.name) as seen:
+        states = {
+            seen.words[ENTRY.word("state", seen.geometry.entry(index))]
+            for index in range(seen.geometry.producers)
+        }
+    assert states <= {EntryState.FREE, EntryState.DETACHED}
+    assert not late.attached
+    opened.close()
 
 
 def test_a_recording_that_ends_is_noticed_and_costs_nothing_further(

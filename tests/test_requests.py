@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -158,6 +159,20 @@ def test_no_answer_in_time_is_an_error_and_frees_the_slot_once_answered(made: Se
     [late] = requests.pending(made)
     requests.answer(made, late, "")
     assert requests.tell(made, None, Verb.ENDED)
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "why"),
+    [(0, "it is stopped"), (1 << 64, "it is at work"), (-1, "it is at work")],
+    ids=["silent", "now", "scribbled"],
+)
+def test_who_gets_no_answer_learns_whether_the_collector_gives_a_sign_of_life(
+    made: Segment, heartbeat: int, why: str
+) -> None:
+    value = min(heartbeat, time.monotonic_ns()) if heartbeat >= 0 else (1 << 64) - 1
+    made.set_word("heartbeat_ns", value)
+    with pytest.raises(CollectorError, match=f"pid {os.getpid()}, did not answer.*{why}"):
+        requests.ask(made, None, Verb.SNAPSHOT, timeout=0.01)
 
 
 def test_garbage_in_the_slots_is_bounded(made: Segment) -> None:

@@ -114,6 +114,17 @@ def test_what_is_known_of_one_is_not_told_of_the_next_in_its_ring(
     assert roster.details(entry) == {}
 
 
+def test_who_came_and_went_between_two_looks_was_there(
+    roster: Roster, segment: Segment, recording_name: str
+) -> None:
+    roster.look(time.monotonic_ns())
+    assert not roster.ever_attached
+    shmrec.attach(recording_name, required=True).detach()
+    roster.look(time.monotonic_ns())
+    # A collector that lingers need not wait for the first one any more.
+    assert roster.ever_attached
+
+
 def test_of_very_many_each_has_its_turn(
     roster: Roster,
     segment: Segment,

@@ -151,6 +151,55 @@ def test_a_failing_sync_leaves_nothing_and_says_so(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL])
+def test_a_directory_that_cannot_be_synced_is_said_of_a_file_that_is_there(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    real = os.fsync
+
+    def only_files(fd: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(code, os.strerror(code))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    with store.Unfinished(tmp_path) as unfinished:
+        unfinished.file.write(b"content")
+        path = unfinished.publish(iter(["whole"]))
+    assert list(tmp_path.iterdir()) == [path]
+    # A file system that has no such thing leaves no doubt.
+    assert ("could not be synced (Input/output" in unfinished.doubt) == (code == errno.EIO)
+    with store.Unfinished(tmp_path) as unfinished:
+        unfinished.file.write(b"newer")
+        unfinished.replace("whole", path.stat())
+    assert path.read_bytes() == b"newer"
+    assert bool(unfinished.doubt) == (code == errno.EIO)
+
+
+def test_without_proc_a_file_gets_its_name_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_own", lambda fd: f"/nowhere/self/fd/{fd}")
+    path = write(tmp_path, "whole")
+    assert path.read_bytes() == b"content"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_of_the_future_was_written_before_the_clock_was_set_back(tmp_path: Path) -> None:
+    hour = 3600
+    ahead = int(time.time() - WALL / 1e9)
+    before = [put(tmp_path, f"before {n}", -ahead - 5 * hour + n) for n in (2, 1)]
+    after = [put(tmp_path, f"after {n}", -ahead + n) for n in (4, 3, 2)]
+    assert store.newest(tmp_path) == after[-1]
+    assert store.enforce_quota(tmp_path, count=4, size=1000) == [before[0]]
+    # Set back by less than clocks may differ: only who has just written knows.
+    nearly = put(tmp_path, "before too", -ahead - 60)
+    late = put(tmp_path, "just written", -ahead)
+    left = store.enforce_quota(tmp_path, count=3, size=1000, latest=late)
+    assert left == [nearly, before[1], after[0]]
+    assert set(tmp_path.iterdir()) == {after[1], after[2], late}
+
+
 def test_a_directory_is_made_for_its_owner_only(tmp_path: Path) -> None:
     folder.prepare(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700

@@ -12,7 +12,7 @@ import pytest
 import shmrec
 from shmrec import requests
 from shmrec import words as words_module
-from shmrec.layout import REQUESTS, TRIGGERS, Status, Verb
+from shmrec.layout import ENTRY, REQUESTS, TRIGGERS, Status, Verb
 from shmrec.segment import Segment
 from shmrec.words import Words
 
@@ -68,6 +68,42 @@ def test_word_of_a_kind_is_sent_ten_times_a_second_at_most(made: Segment, clock:
     sending.forget()
     assert sending.send(made, None, "log", "6")
     assert sorted(reason for _, _, reason in words(made)) == ["1", "3", "5", "6"]
+
+
+def test_words_that_are_held_back_are_counted_in_the_senders_entry(
+    rec: shmrec.Recorder, made: Segment, clock: Clock
+) -> None:
+    def held() -> list[int]:
+        first = ENTRY.word("held_back", made.geometry.entry(rec._index))
+        return made.words[first : first + 2].tolist()
+
+    for kind, times in (("exception", 2), ("log", 4)):
+        for _ in range(times):
+            rec.trigger(kind, "storm")
+    assert (len(words(made)), held()) == (2, [1, 3])
+    clock.now += 1_000_000_000
+    for _ in range(REQUESTS):
+        assert requests.tell(made, None, Verb.ENDED, argument=(1, 0))
+    assert not rec.trigger("log", "no slot left")
+    assert held() == [1, 4]
+    made.set_word("collector_pid", 0)
+    clock.now += 1_000_000_000
+    assert not rec.trigger("log", "nobody is there who could be told")
+    assert held() == [1, 4]
+
+
+def test_a_child_that_has_no_ring_yet_counts_nothing_in_its_parents(
+    rec: shmrec.Recorder, made: Segment
+) -> None:
+    assert rec.trigger("log", "sent")
+    pid = os.fork()
+    if pid == 0:
+        rec.trigger("log", "sent too")
+        rec.trigger("log", "held back, without a ring")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    first = ENTRY.word("held_back", made.geometry.entry(rec._index))
+    assert made.words[first + 1] == 0
 
 
 def test_without_a_collector_no_word_waits_for_the_next(

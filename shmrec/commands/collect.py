@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -200,13 +201,14 @@ def collect(
     try:
         check_name(name)
         segment = establish(settings)
-    except ShmrecError as error:
+        collector = Collector(segment, settings)
+    except (ShmrecError, OSError, MemoryError) as error:
         word = RUNNING if isinstance(error, CollectorRunningError) else "failed"
-        _tell(ready_fd, f"{word} {' '.join(str(error).split())}")
+        said = "out of memory" if isinstance(error, MemoryError) else str(error)
+        _tell(ready_fd, f"{word} {' '.join(said.split())}")
         if ready_fd is not None:
             sys.exit(1)  # Whoever launched us will say it.
         raise
-    collector = Collector(segment, settings)
     if not command:
         # Whoever hears "ready" may stop us at once.
         collector.handle_signals()
@@ -258,17 +260,34 @@ def _run_command(
         ended.set()
         collector.wake()
 
-    threading.Thread(target=wait, daemon=True).start()
+    over = ended.is_set
     try:
-        collector.run(until=ended.is_set)
+        threading.Thread(target=wait, daemon=True).start()
+    except (RuntimeError, MemoryError):
+        # There is none to be had: seen a second later.
+        over = _polled(child, wait)
+    try:
+        collector.run(until=over)
     except CutShortError as error:
         # The command's own status is what counts.
         log_to_stderr(str(error))
-    while not ended.is_set():
+    while not over():
         # Told to stop through the recording: the command goes on unrecorded.
         ended.wait(1.0)
     status = child.returncode
     return status if status >= 0 else 128 - status
+
+
+def _polled(child: subprocess.Popen[bytes], wait: Callable[[], None]) -> Callable[[], bool]:
+    """Whether the command has ended, asked now and then; then `wait` has been called."""
+
+    def ended() -> bool:
+        if child.poll() is None:
+            return False
+        wait()
+        return True
+
+    return ended
 
 
 def _pass_signals_on(child: subprocess.Popen[bytes]) -> None:

@@ -96,6 +96,9 @@ def _status_of(command: click.Command, name: str) -> int:
     except OSError as error:
         _say(f"{name}: {_described(error)}")
         return 1
+    except MemoryError:
+        _say(f"{name}: out of memory")
+        return 1
 
 
 def _flushed(status: int, name: str) -> int:

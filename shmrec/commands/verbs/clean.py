@@ -133,7 +133,12 @@ def _remove_recording(screen: Screen, recording: live.Recording, directory: Path
                 screen.line((f"{safe(name)} has come alive: left alone", "warn"))
                 return False
             if now.used:
-                path = takeover.recover(opened, directory, reason="recovered before it was removed")
+                path = takeover.recover(
+                    opened,
+                    directory,
+                    reason="recovered before it was removed",
+                    warn=lambda doubt: screen.line((safe(doubt), "warn")),
+                )
                 screen.line(f"saved {safe(name)} as {safe(path)}")
             wakeup.remove_wakeup(opened)
             naming.remove(name)

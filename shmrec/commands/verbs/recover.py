@@ -10,6 +10,7 @@ import click
 from shmrec import takeover
 from shmrec.commands.parameters import directory_option, open_recording, recording_arguments
 from shmrec.commands.terminal import print_path
+from shmrec.commands.wording import safe
 from shmrec.errors import CollectorRunningError
 
 _EPILOG: Final = """\b
@@ -47,5 +48,7 @@ def command(name: str | None, path: str | None, directory: Path, reason: str, fo
                 f"`shmrec-dump snapshot {which}`, which flushes first; if that does not answer, "
                 "--force reads the memory as it is"
             )
-        taken = takeover.recover(segment, directory, reason=reason)
+        taken = takeover.recover(
+            segment, directory, reason=reason, warn=lambda doubt: click.echo(safe(doubt), err=True)
+        )
     print_path(taken)

@@ -13,6 +13,7 @@ import click
 from shmrec import live, requests, store
 from shmrec.commands.parameters import open_recording, recording_arguments
 from shmrec.commands.terminal import print_path
+from shmrec.commands.wording import safe
 from shmrec.errors import CollectorError, NoSuchProcessError
 from shmrec.layout import REASON_BYTES, Stacks, Verb
 from shmrec.segment import Segment
@@ -91,6 +92,8 @@ def command(
         with store.Unfinished(folder) as unfinished:
             shutil.copyfileobj(source, unfinished.file)
             unfinished.publish(store.only_name(output))
+        if unfinished.doubt:
+            click.echo(safe(unfinished.doubt), err=True)
     print_path(output)
 
 
