@@ -32,7 +32,7 @@ LEVELS = (
         "frame_values",
     ),
     ("_engine", "words"),
-    ("claim", "snapshot_file", "live", "generation", "stack_area", "tracing", "lookout"),
+    ("claim", "keeping", "snapshot_file", "live", "generation", "stack_area", "tracing", "lookout"),
     ("recorder", "deaths", "capture", "launch", "survey", "comparison", "scrubbing"),
     ("takeover", "flight", "findings", "roster", "incidents"),
     ("alarms", "verdict"),
