@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgpack
 
 from shmrec import events
-from shmrec.decoder import MALFORMED, Damage, Event, decode
+from shmrec.decoder import MALFORMED, Damage, Event, decode, ends_whole
 
 __all__ = ["WHOLE", "Runs"]
 
@@ -110,7 +110,7 @@ class Runs:
             use_list=True,
             strict_map_key=False,
             unicode_errors="replace",
-            max_buffer_size=max(len(self._payload), 1),
+            max_buffer_size=len(self._payload) + 1,
         )
         unpacker.feed(self._payload)
         while True:
@@ -211,7 +211,7 @@ class Runs:
             if any(type(key) is not text for key in keys):
                 raise Damage
             yield list(map(new, repeat(event), rows))
-        if unpacker.tell() != len(self._payload):
+        if not ends_whole(unpacker):
             raise Damage
 
     @staticmethod

@@ -3,8 +3,7 @@
 `take` runs in the collector; `take_cold` in `recover`, on memory that nobody flushes any more.
 
 Invariants: both stream, so that at any time one ring's kept batches are in private memory, and
-the headers of one ring; a batch is written only from a copy that was found intact after it had
-been made.
+the headers of one ring; whose a ring is was settled when the snapshot began (`owners`).
 """
 
 from __future__ import annotations
@@ -18,13 +17,15 @@ from typing import Any, Final
 
 from shmrec import fence, folder, ledger, process, store
 from shmrec.checksum import crc32
+from shmrec.copying import Room, copy_ring
 from shmrec.errors import RecordingNameError, ShmrecError, SnapshotWriteError
 from shmrec.generation import Evidence, Flush, Flushes, Sight
 from shmrec.keeping import oldest_kept, reached_by
 from shmrec.layout import EntryState
 from shmrec.manifest import ENDED, Cause, Header, Producer, Stack
 from shmrec.naming import check_name
-from shmrec.ring import Batch, BatchView, Entry, Head, RingReader, readers
+from shmrec.owners import Owner, Owners
+from shmrec.ring import Entry, Head, RingReader, readers
 from shmrec.segment import Segment
 from shmrec.snapshot_file import FileWriter
 from shmrec.stack_area import fatal_stack
@@ -67,22 +68,12 @@ class Order:
     stop: Callable[[], bool] = bool
 
 
-def _claimed(rings: Sequence[RingReader]) -> list[tuple[RingReader, Entry]]:
-    found = []
-    for reader in rings:
-        if reader.incarnation():
-            entry = reader.entry()
-            if entry.state in (EntryState.LIVE, EntryState.DETACHED):
-                found.append((reader, entry))
-    return found
-
-
 def take(segment: Segment, order: Order) -> Path:
     """Flush the recording and write a snapshot; only the collector may.
 
     Raises `SnapshotWriteError`, or `CaptureStopped` when ``order.stop()`` became true.
     """
-    rings = readers(segment)
+    owners = Owners(readers(segment))
     flushes = Flushes(order.flushes, deadline_ns=order.deadline_ns)
     started_wall_ns = time.time_ns()
     fenced = True
@@ -91,7 +82,7 @@ def take(segment: Segment, order: Order) -> Path:
         fenced = fence.barrier() and fenced  # step: fence
         # Enumerated after the advance: whoever attaches later starts in the new generation.
         # step: enumerate
-        producers = {entry.index: (reader, entry) for reader, entry in _claimed(rings)}
+        producers = owners.look()
         flush = flushes.begin(old, producers, now_ns=time.monotonic_ns())
         _wait(flush, producers, order)
         reached = fenced and all(entry.fenced for _, entry in producers.values())
@@ -100,24 +91,27 @@ def take(segment: Segment, order: Order) -> Path:
     header.started_wall_ns = started_wall_ns
     header.generation = flushes.wanted
     header.flushes = order.flushes
-    header.fenced = fenced and all(
-        entry.fenced for _, entry in _claimed(rings) if entry.state == EntryState.LIVE
-    )
     evidence = {index: str(found) for index, found in flushes.evidence.items()}
-    for _, entry in _claimed(rings):
+    present = owners.look()
+    header.fenced = fenced and all(
+        entry.fenced for _, entry in present.values() if entry.state == EntryState.LIVE
+    )
+    for index in present:
         # Attached after the last enumeration, and so in a newer generation from its start.
-        evidence.setdefault(entry.index, str(Evidence.CLOSED))
-    return _write(segment, order, header, evidence)
+        evidence.setdefault(index, str(Evidence.CLOSED))
+    return _write(segment, order, header, evidence, owners)
 
 
 def take_cold(segment: Segment, order: Order) -> Path:
     """Write a snapshot of memory as it is; changes nothing in it."""
     header = _header(segment, order)
     header.started_wall_ns = header.taken_wall_ns
+    owners = Owners(readers(segment))
+    owners.look()
     seen: set[int] = set()
     latest = ledger.latest_ns(segment)
     signs = [segment.word("heartbeat_ns")]
-    for heads in _heads(_claimed(readers(segment)), seen):
+    for heads in _heads(owners, seen):
         signs.append(max((head.start_ns for head in heads if head.start_ns <= latest), default=0))
     # What is in the future is nobody's sign of life.
     last = max((sign for sign in signs if sign <= latest), default=0)
@@ -130,7 +124,7 @@ def take_cold(segment: Segment, order: Order) -> Path:
         wall = segment.word("created_wall_ns") + last - began
         if 0 <= wall < _NO_CUT:
             header.taken_wall_ns = wall
-    return _write(segment, order, header, {})
+    return _write(segment, order, header, {}, owners)
 
 
 def _obey(order: Order) -> None:
@@ -182,11 +176,16 @@ def _recording(segment: Segment) -> str:
         return "recording"
 
 
-def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int, str]) -> Path:
-    claimed = _claimed(readers(segment))
+def _write(
+    segment: Segment,
+    order: Order,
+    header: Header,
+    evidence: Mapping[int, str],
+    owners: Owners,
+) -> Path:
     seen: set[int] = set()
     oldest = oldest_kept(
-        _heads(claimed, seen),
+        _heads(owners, seen),
         header.generation,
         ledger.ends(segment),
         size=order.size,
@@ -204,11 +203,11 @@ def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int
         try:
             writer = FileWriter(unfinished.file, crc32)
             writer.header(header)
-            room = _Room()
-            for reader, entry in claimed:
+            room = Room()
+            for owner in owners:
                 _obey(order)
                 _write_producer(
-                    segment, writer, room, reader, entry, order, evidence, oldest, header.generation
+                    segment, writer, room, owner, order, evidence, oldest, header.generation
                 )
             writer.trailer()
         except OSError as error:
@@ -220,52 +219,27 @@ def _write(segment: Segment, order: Order, header: Header, evidence: Mapping[int
         return unfinished.publish(names())
 
 
-def _heads(claimed: Sequence[tuple[RingReader, Entry]], seen: set[int]) -> Iterator[list[Head]]:
+def _heads(owners: Owners, seen: set[int]) -> Iterator[list[Head]]:
     """The headers of one ring after the other; the generations met are added to `seen`."""
-    for reader, _ in claimed:
-        heads = reader.scan().heads
+    for owner in owners:
+        heads = owner.reader.scan().heads
         seen.update(head.generation for head in heads)
         yield heads
-
-
-class _Room:
-    """Memory for one ring's copies, used again for the next ring's."""
-
-    def __init__(self) -> None:
-        self._memory = bytearray()
-
-    def copies(self, reader: RingReader, heads: Sequence[Head]) -> list[Batch | BatchView]:
-        """Copies of the batches that are still there; they last until the next call."""
-        wanted = sum(head.size for head in heads)
-        if wanted > len(self._memory):
-            # Never both at a time: what rings hold differs by a little from one to the next.
-            self._memory = bytearray()
-            self._memory = bytearray(wanted)
-        rest = memoryview(self._memory)
-        found: list[Batch | BatchView] = []
-        for head in heads:
-            # One that has grown since it was seen may have to go elsewhere.
-            copy = reader.copy_into(head, rest)
-            if copy is not None:
-                found.append(copy)
-                if isinstance(copy, BatchView):
-                    rest = rest[len(copy.payload) :]
-        return found
 
 
 def _write_producer(
     segment: Segment,
     writer: FileWriter,
-    room: _Room,
-    reader: RingReader,
-    entry: Entry,
+    room: Room,
+    owner: Owner,
     order: Order,
     evidence: Mapping[int, str],
     oldest: int,
     wanted: int,
 ) -> None:
+    entry = owner.entry
     producer = _producer(entry, order, evidence)
-    scan = reader.scan()
+    scan = owner.reader.scan()
     # Of a producer that goes on, what came after the wanted generation is not part of the cut:
     # it would stand behind a gap. One that has ended or stalled is taken to its last byte.
     cut = wanted if producer.state == "running" else max(wanted, _NO_CUT)
@@ -281,42 +255,37 @@ def _write_producer(
     ]
     if heads and (not wished or wished[-1] is not heads[-1]):
         wished.append(heads[-1])
-    copies = room.copies(reader, wished)
-    if not copies:
-        # So fast that it lapped us, perhaps within the scan: the newest batch, once more.
-        heads = reader.scan().heads
-        copies = room.copies(reader, heads[-1:])
-    if reader.incarnation() != entry.incarnation:  # step: owner-again
-        return  # Another process took the ring over: nothing of this one is left.
-    _count(producer, heads, copies)
+    copied = copy_ring(owner, room, heads, wished, segment.geometry.slots)
+    producer.recorded, producer.trimmed = copied.recorded, copied.trimmed
+    producer.losses = {"overwritten": copied.overwritten} | producer.losses
     producer.damage = scan.damage[:_NOTES_LIMIT]
     gone = segment.geometry.ring(entry.index) + segment.geometry.ring_size - segment.left
     if gone > 0:
         gone = min(gone, segment.geometry.ring_size)
         producer.damage.insert(0, f"{gone:,} bytes of its ring are gone: {CUT_SHORT}")
+    if copied.taken_over and producer.state not in ENDED:
+        # Seen to be there, and not seen to leave: nobody else's ring can be claimed.
+        producer.state, producer.reported = "detached", True
+        producer.detached_ns = time.monotonic_ns()
+        if producer.evidence == Evidence.STALLED:
+            producer.evidence = str(Evidence.ENDED)
     writer.producer(producer)
-    for copy in copies:
+    for copy in copied.copies:
         # Here too: a ring may have a gigabyte, and the disk may be slow.
         _obey(order)
         writer.batch(entry.index, copy)
-    fatal = fatal_stack(segment, entry)
-    asked = order.stacks.get((entry.index, entry.incarnation), ())
-    for stack in [fatal, *asked] if fatal is not None else asked:
+    for stack in _stacks(segment, owner, order):
         writer.stack(entry.index, stack)
     writer.flush()
 
 
-def _count(producer: Producer, heads: Sequence[Head], copies: Sequence[Batch | BatchView]) -> None:
-    """Recorded, kept, trimmed and overwritten events; they always add up."""
-    newest = max((head.first + head.count for head in heads), default=0)
-    newest = max([newest, *(copy.head.first + copy.head.count for copy in copies)])
-    kept = {copy.head.number: copy.head.count for copy in copies}
-    trimmed = sum(head.count for head in heads if head.number not in kept)
-    producer.recorded = newest
-    producer.trimmed = trimmed
-    producer.losses = {"overwritten": max(0, newest - sum(kept.values()) - trimmed)} | (
-        producer.losses
-    )
+def _stacks(segment: Segment, owner: Owner, order: Order) -> Sequence[Stack]:
+    """What the producer left at a fatal signal, and what was asked for."""
+    fatal = fatal_stack(segment, owner.entry)
+    asked = order.stacks.get((owner.entry.index, owner.entry.incarnation), ())
+    # The area goes with the ring.
+    left = fatal is not None and owner.reader.owned_by(owner.entry)
+    return [fatal, *asked] if fatal is not None and left else asked
 
 
 def _producer(entry: Entry, order: Order, evidence: Mapping[int, str]) -> Producer:

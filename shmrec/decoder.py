@@ -22,6 +22,8 @@ __all__ = ["Damage", "Decoded", "Event", "OpenSpan", "decode"]
 MALFORMED: Final = (ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException)
 """What reading bytes that no writer writes may raise."""
 
+_NIL: Final = msgpack.packb(None)
+
 
 class _Fields(NamedTuple):
     time_ns: int
@@ -137,12 +139,11 @@ class Decoded:
             self.damage = f"undecodable after {self._time} ns: {type(error).__name__}: {error}"
 
     def _events(self) -> Iterator[Event]:
-        size = len(self._payload)
         unpacker = msgpack.Unpacker(
             use_list=True,
             strict_map_key=False,
             unicode_errors="replace",
-            max_buffer_size=max(size, 1),
+            max_buffer_size=len(self._payload) + len(_NIL),
         )
         unpacker.feed(self._payload)
         names: dict[int, str] = {}
@@ -204,8 +205,21 @@ class Decoded:
         if preamble is not None:
             self.open.clear()
             self.open.update(preamble)
-        if unpacker.tell() != size:
-            raise Damage(f"{size - unpacker.tell()} bytes at the end are not a whole event")
+        if not ends_whole(unpacker):
+            raise Damage("the bytes at the end are not a whole event")
+
+
+def ends_whole(unpacker: msgpack.Unpacker) -> bool:
+    """Whether an unpacker that has nothing more to give has come to the end of a value.
+
+    Its position does not tell: in C, bytes of an incomplete value count as consumed. Where one is
+    complete, a nil that is added comes out again.
+    """
+    unpacker.feed(_NIL)
+    try:
+        return unpacker.unpack() is None
+    except msgpack.OutOfData:
+        return False
 
 
 def _checked(value: Any, kind: type) -> Any:

@@ -194,6 +194,25 @@ class RingReader:
             stack_signal=self._word("stack_signal"),
         )
 
+    def owner(self) -> Entry | None:
+        """A copy of the entry that is of one owner throughout; None while there is none.
+
+        Nor while the ring is being claimed: its old owner's words are overwritten then.
+        """
+        if not self.incarnation():
+            return None
+        fence.acquire()
+        entry = self.entry()
+        return entry if self.owned_by(entry) else None
+
+    def owned_by(self, entry: Entry) -> bool:
+        """Whether what has been read before this call was that owner's."""
+        fence.acquire()
+        # The state first: a ring that has been claimed since has another incarnation by then.
+        settled = self._word("state") in (EntryState.LIVE, EntryState.DETACHED)
+        fence.acquire()
+        return settled and self.incarnation() == entry.incarnation
+
     def _slot(self, number: int) -> int:
         return self._ring + (number - 1) % self._slots * self._slot_size
 

@@ -61,7 +61,9 @@ ONCE = {
     "test_native",
     "test_native_leaks",
     "test_native_memory",
+    "test_owners",
     "test_packaging",
+    "test_random_kills",
     "test_requests",
     "test_scrubbing",
     "test_security",
@@ -72,6 +74,7 @@ ONCE = {
     "test_store_life",
     "test_triggers",
     "test_twins",
+    "test_validator",
     "test_verdict",
 }
 

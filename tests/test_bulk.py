@@ -205,6 +205,17 @@ def test_the_events_before_the_damage_come_once_each() -> None:
         assert {(event.pid, event.label, event.producer) for event in found} == {(42, "worker", 3)}
 
 
+def test_a_batch_that_ends_inside_an_event_is_damaged_wherever_it_ends() -> None:
+    last = packed([3, 1, 1, {"n": 1, "text": "some", "more": [None, 1 << 40]}])
+    whole = packed(*NAMED, [3, 1, 1, {"n": 0}])
+    for end in range(1, len(last)):
+        events, damage = carefully(whole + last[:end])
+        assert [event.args["n"] for event in events] == [0]
+        assert "not a whole event" in damage, f"cut behind byte {end}"
+        check(whole + last[:end], WHOLE)
+    assert carefully(whole + last)[1] == ""
+
+
 @pytest.mark.parametrize("payload", [b"\xdd\xff\xff\xff\xff", b"\x90" * SLOT_SIZE, b"\xc1" * 99])
 def test_no_payload_raises(payload: bytes) -> None:
     events, damage = in_bulk(payload)
