@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from shmrec.checksum import crc32
 from shmrec.copying import Room, copy_ring
 from shmrec.errors import RecordingNameError, ShmrecError, SnapshotWriteError
 from shmrec.generation import Evidence, Flush, Flushes, Sight
+from shmrec.keeping import oldest_kept, reached_by
 from shmrec.layout import EntryState
 from shmrec.manifest import ENDED, Cause, Header, Producer, Stack
 from shmrec.naming import check_name
@@ -178,51 +179,6 @@ def _recording(segment: Segment) -> str:
         return "recording"
 
 
-def oldest_kept(
-    heads: Iterable[Sequence[Head]],
-    wanted: int,
-    ends: Mapping[int, int],
-    *,
-    size: int,
-    period_ns: int,
-    now_ns: int,
-) -> int:
-    """The oldest generation that a snapshot keeps.
-
-    From the newest complete generation `wanted` backwards, until `size` bytes per producer
-    or the age `period_ns` is exceeded; the generation that crosses a limit stays, one that
-    lies beyond it does not. `ends` says when generations ended, as far as is known. `heads`,
-    those of each ring, is gone through once.
-    """
-    sizes: dict[int, int] = {}
-    starts: dict[int, int] = {}
-    latest: dict[int, int] = {}
-    rings = 0
-    for ring in heads:
-        rings += bool(ring)
-        begun: dict[int, int] = {}
-        for head in ring:
-            generation = head.generation
-            if generation <= wanted:
-                sizes[generation] = sizes.get(generation, 0) + head.size
-                begun[generation] = min(head.start_ns, begun.get(generation, now_ns))
-                latest[generation] = max(head.start_ns, latest.get(generation, 0))
-        # The latest: one ring that lies of its times must not make the others' history old.
-        for generation, start in begun.items():
-            starts[generation] = max(start, starts.get(generation, 0))
-    oldest, total, start = wanted, 0, now_ns
-    limit = size * rings
-    for number, generation in enumerate(sorted(sizes, reverse=True)):
-        # Whoever lies can only have more kept: it had not ended when a batch of it began.
-        ended = max(ends.get(generation, start), latest[generation])
-        if number and (total > limit or now_ns - ended > period_ns):
-            break
-        oldest = generation
-        total += sizes[generation]
-        start = min(start, starts[generation])
-    return oldest
-
-
 def _write(
     segment: Segment,
     order: Order,
@@ -300,7 +256,7 @@ def _write_producer(
     # Of a producer that goes on, what came after the wanted generation is not part of the cut:
     # it would stand behind a gap. One that has ended or stalled is taken to its last byte.
     cut = wanted if producer.state == "running" else max(wanted, _NO_CUT)
-    reached = _reached(scan.heads, segment.own.generation or _NO_CUT)
+    reached = reached_by(scan.heads, segment.own.generation or _NO_CUT)
     heads = [head for head in scan.heads if reached[head.number] <= cut] or scan.heads
     since = heads[-1].start_ns - order.period_ns if heads else 0
     untold = producer.state == "dead" and not producer.reported
@@ -316,16 +272,16 @@ def _write_producer(
     producer.recorded, producer.trimmed = copied.recorded, copied.trimmed
     producer.losses = {"overwritten": copied.overwritten} | producer.losses
     producer.damage = scan.damage[:_NOTES_LIMIT]
+    gone = segment.geometry.ring(entry.index) + segment.geometry.ring_size - segment.left
+    if gone > 0:
+        gone = min(gone, segment.geometry.ring_size)
+        producer.damage.insert(0, f"{gone:,} bytes of its ring are gone: {CUT_SHORT}")
     if copied.taken_over and producer.state not in ENDED:
         # Seen to be there, and not seen to leave: nobody else's ring can be claimed.
         producer.state, producer.reported = "detached", True
         producer.detached_ns = time.monotonic_ns()
         if producer.evidence == Evidence.STALLED:
             producer.evidence = str(Evidence.ENDED)
-    gone = segment.geometry.ring(entry.index) + segment.geometry.ring_size - segment.left
-    if gone > 0:
-        gone = min(gone, segment.geometry.ring_size)
-        producer.damage.insert(0, f"{gone:,} bytes of its ring are gone: {CUT_SHORT}")
     writer.producer(producer)
     for copy in copied.copies:
         # Here too: a ring may have a gigabyte, and the disk may be slow.
@@ -343,20 +299,6 @@ def _stacks(segment: Segment, owner: Owner, order: Order) -> Sequence[Stack]:
     # The area goes with the ring.
     left = fatal is not None and owner.reader.owned_by(owner.entry)
     return [fatal, *asked] if fatal is not None and left else asked
-
-
-def _reached(heads: Sequence[Head], newest: int) -> dict[int, int]:
-    """The generation that each batch belongs to, by its number.
-
-    That is its own, unless somebody has scribbled on the word that it comes from: one beyond the
-    `newest` has not been yet, and none is older than one before it.
-    """
-    reached, found = 0, {}
-    for head in heads:
-        if reached < head.generation <= newest:
-            reached = head.generation
-        found[head.number] = reached
-    return found
 
 
 def _producer(entry: Entry, order: Order, evidence: Mapping[int, str]) -> Producer:

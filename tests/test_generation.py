@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shmrec.capture import oldest_kept
 from shmrec.generation import Evidence, Flush, Flushes, Sight
+from shmrec.keeping import oldest_kept
 from shmrec.ring import Head
 
 
