@@ -273,7 +273,7 @@ class Recorder:
         self.exceptions = exceptions
         if exceptions:
             _unhandled().install(lambda: list(_attached))
-        _at_exit(self)
+        _unhandled().at_exit(_leave)
 
     def relabel(self, label: str) -> None:
         """Change the label, or in a forked child join now under that label."""
@@ -309,7 +309,7 @@ class Recorder:
             except (ShmrecError, OSError) as error:
                 self._give_up(f"this forked process is not recorded: {error}")
                 return False
-        _at_exit(self)
+        _unhandled().at_exit(_leave)
         return True
 
     def _give_up(self, message: str) -> None:
@@ -342,16 +342,11 @@ class Recorder:
             self._engine.forget()
 
 
-def _at_exit(recorder: Recorder) -> None:
-    """Detach when the process ends in order."""
-    reference = weakref.ref(recorder)
-
-    def leave(failed: bool) -> None:
-        found = reference()
-        if found is not None and found._pid == os.getpid() and not (failed and found.exceptions):
-            found.detach()
-
-    _unhandled().at_exit(leave)
+def _leave(failed: bool) -> None:
+    """This process ends: detach whoever is attached, unless its end is to count as a death."""
+    for recorder in list(_attached):
+        if recorder._pid == os.getpid() and not (failed and recorder.exceptions):
+            recorder.detach()
 
 
 def _stacks() -> Any:
