@@ -83,18 +83,19 @@ def at_exit(leave: Callable[[bool], None]) -> None:
     kept once.
     """
     global _leave, _leaving_pid
-    _leave = leave
-    if _leaving_pid == os.getpid():
+    _leave, known, _leaving_pid = leave, _leaving_pid, os.getpid()
+    if known == _leaving_pid:
         return
-    _leaving_pid = os.getpid()
-    # Inherited, unless multiprocessing has forgotten all of them.
-    atexit.unregister(_leaving)
-    atexit.register(_leaving)
     util: Any = sys.modules.get("multiprocessing.util")
     process: Any = sys.modules.get("multiprocessing.process")
-    if util is not None and process is not None and process.parent_process() is not None:
+    child = process is not None and process.parent_process() is not None
+    if child and util is not None:
         # Such a child leaves by os._exit, after running only these.
         util.Finalize(None, _leaving, exitpriority=0)
+    # Any other child has inherited it. From Python 3.13 on, this one has had all taken away.
+    if child or not known:
+        atexit.unregister(_leaving)
+        atexit.register(_leaving)
 
 
 def _leaving() -> None:
