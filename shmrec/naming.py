@@ -9,10 +9,16 @@ import os
 import re
 from typing import Final
 
-import posix_ipc
+from shmrec import interpreters, layout
+from shmrec.errors import InterpreterError, RecordingNameError
 
-from shmrec import layout
-from shmrec.errors import RecordingNameError
+try:
+    import posix_ipc
+except ImportError:
+    # From Python 3.12 on it loads in no interpreter that has a GIL of its own.
+    if interpreters.in_main():
+        raise
+    raise InterpreterError(f"shmrec cannot be imported: {interpreters.REFUSAL}") from None
 
 __all__ = ["DIRECTORY", "check_name", "names", "remove", "shm_name", "shm_path"]
 

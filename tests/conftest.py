@@ -53,6 +53,7 @@ ONCE = {
     "test_kills",
     "test_hostile_text",
     "test_incidents",
+    "test_interpreters",
     "test_layers",
     "test_lookout",
     "test_model",

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEVELS = (
-    ("_version", "errors", "events", "checksum", "durable", "phrases", "redaction"),
+    (
+        "_version",
+        "errors",
+        "events",
+        "checksum",
+        "durable",
+        "interpreters",
+        "phrases",
+        "redaction",
+    ),
     ("layout", "values", "cgroup", "syscalls", "stack_text", "own_memory", "folder"),
     ("process", "naming", "threads", "frames", "exceptions", "kills", "triggers"),
     ("_native", "unhandled"),
