@@ -8,7 +8,6 @@ only the main one.
 from __future__ import annotations
 
 import _thread
-from importlib import import_module
 from typing import Any, Final
 
 __all__ = ["REFUSAL", "in_main"]
@@ -26,7 +25,8 @@ def in_main() -> bool:
     if known is not None:
         return bool(known())
     try:
-        interpreters: Any = import_module("_xxsubinterpreters")
+        import _xxsubinterpreters as interpreters  # type: ignore[import-not-found, unused-ignore]
+
         return bool(interpreters.get_current() == interpreters.get_main())
     except Exception:
         return True

@@ -75,7 +75,7 @@ def test_it_is_refused_in_one_line_and_the_main_interpreter_goes_on(
         said = ended.stdout.splitlines()
         assert len(said) == (2 if when == "first" else 1)
         for line in said:
-            assert line.startswith("InterpreterError True 0 "), line
+            assert line.startswith("InterpreterError True True "), line
             assert "this is a sub-interpreter" in line
         # The ring of the main interpreter has stayed its own until the end.
         assert [event.name for event in recorded(made)] == ["before", "after"]

@@ -64,6 +64,7 @@ THIRD_PARTIES = {
     "isal": ("checksum",),
     "click": ("commands.*",),
     "rich": ("commands.*",),
+    "_xxsubinterpreters": ("interpreters",),  # Python's own up to 3.12, which names it nowhere
     "_typeshed": ("*",),  # every type checker brings it; it does not exist at run time
 }
 OTHER_THIRD_PARTIES = ("commands.*", "integrations.*")
