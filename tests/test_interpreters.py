@@ -36,8 +36,9 @@ try:
     shmrec.attach(sys.argv[1], required=True)
     print("attached")
 except Exception as error:
-    from shmrec.errors import ShmrecError
-    print(type(error).__name__, isinstance(error, ShmrecError), str(error).count("\\\\n"), error)
+    # Where shmrec cannot be imported, nor can its errors be named.
+    ours = "ShmrecError" in [kind.__name__ for kind in type(error).__mro__]
+    print(type(error).__name__, ours, isinstance(error, ImportError), error)
 '''.replace("sys.argv[1]", repr(sys.argv[1]))
 
 def ask():
