@@ -9,16 +9,10 @@ import os
 import re
 from typing import Final
 
-from shmrec import interpreters, layout
-from shmrec.errors import InterpreterError, RecordingNameError
+import posix_ipc
 
-try:
-    import posix_ipc
-except ImportError:
-    # From Python 3.12 on it loads in no interpreter that has a GIL of its own.
-    if interpreters.in_main():
-        raise
-    raise InterpreterError(f"shmrec cannot be imported: {interpreters.REFUSAL}") from None
+from shmrec import layout
+from shmrec.errors import RecordingNameError
 
 __all__ = ["DIRECTORY", "check_name", "names", "remove", "shm_name", "shm_path"]
 

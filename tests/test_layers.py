@@ -52,7 +52,15 @@ LEVELS = (
 
 # The package itself, which is above every level: what it imports, every producer loads.
 TOP = "shmrec"
-TOP_IMPORTS = {"_version", "recorder", "flight", "snapshot_file", "errors", "decoder"}
+TOP_IMPORTS = {
+    "_version",
+    "decoder",
+    "errors",
+    "flight",
+    "interpreters",
+    "recorder",
+    "snapshot_file",
+}
 
 # (importer, imported) on one level.
 SIDEWAYS = (("commands.*", "commands.*"), ("integrations.*", "integrations.*"))
