@@ -21,6 +21,9 @@ from shmrec.errors import InterpreterError as _InterpreterError
 from shmrec.errors import ShmrecError, SnapshotActiveError
 
 try:
+    # First: msgpack, where it is refused, crashes whoever loads it later (Python 3.12).
+    import posix_ipc as _posix_ipc  # noqa: F401
+
     from shmrec import recorder as _recorder
     from shmrec.recorder import Recorder, attach
 except ImportError:
