@@ -28,7 +28,7 @@ _INCIDENT_SECONDS = 20.0
 _SECOND = 1_000_000_000
 
 TRIGGERS = (
-    "death interval=0.2s daily=500",
+    "death interval=0.2s daily={deaths}",
     "exception interval=1s daily=100",
     "log interval=1s daily=100",
     "slow_span slow* 0.2s interval=2s daily=100",
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--period", type=float, default=2.0)
     parser.add_argument("--quota", type=int, default=12)
     parser.add_argument("--tick", type=float, default=TICK_SECONDS)
+    parser.add_argument("--deaths", type=int, default=500, help="a day")
     given = parser.parse_args()
     spare_signals()
     hurry(given.tick)
@@ -74,7 +75,7 @@ def main() -> None:
         producers=given.producers,
         quota_count=given.quota,
         death_interval=0.2,
-        triggers=triggers.parse_all(TRIGGERS),
+        triggers=triggers.parse_all(each.format(deaths=given.deaths) for each in TRIGGERS),
         log=log_to_stderr,
     )
     serving = Collector(establish(settings), settings)

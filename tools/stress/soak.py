@@ -24,16 +24,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import shmrec
 from shmrec import _engine
-from shmrec.layout import CONTROL, ENTRY, EntryState
-from shmrec.manifest import Producer
+from shmrec.layout import CONTROL, ENTRY
 from shmrec.segment import Segment, open_segment
-from tools.stress import holdings, hurried_collector, soak_plot, soak_producers
+from tools.stress import holdings, hurried_collector, leaks, soak_plot, soak_producers
 from tools.stress.holdings import Holdings
 from tools.stress.tally import Impossible, Tally
 from tools.stress.trend import Trend, trend
@@ -203,11 +201,7 @@ class _Soak:
             self._check(shmrec.read(max(fresh, key=lambda path: path.stat().st_mtime_ns)))
 
     def _check(self, found: shmrec.Snapshot) -> None:
-        wrong = list(found.damage)
-        for producer in found.producers:
-            wrong += [f"pid {producer.pid}: {what}" for what in _wrong(producer)]
-        wrong += _holes(found)
-        for what in wrong:
+        for what in leaks.wrong_in(found):
             self.tally.fail(f"snapshot {found.path.name}: {what}")
         self.tally.count("snapshots read")
 
@@ -265,7 +259,7 @@ class _Soak:
     def _see_rings(self, segment: Segment) -> None:
         """Wait until every ring can be claimed again; those that cannot are leaked."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while (held := list(_held_rings(segment))) and time.monotonic() < deadline:
+        while (held := list(leaks.held_rings(segment))) and time.monotonic() < deadline:
             time.sleep(0.01)
         for what in held:
             self.tally.fail(f"a ring is leaked: {what}")
@@ -341,43 +335,3 @@ class _Soak:
                 )
             ],
         }
-
-
-def _wrong(producer: Producer) -> Iterator[str]:
-    """What does not add up, and what was lost without having been overwritten."""
-    overwritten = producer.losses.get("overwritten", 0)
-    if producer.recorded != producer.events + producer.trimmed + overwritten:
-        yield (
-            f"{producer.recorded} recorded, but {producer.events} kept, {producer.trimmed} "
-            f"trimmed, {overwritten} overwritten"
-        )
-    for cause, count in producer.losses.items():
-        # Threads that end inside of a span, and processes that leave in the middle of one.
-        if count and cause not in ("overwritten", "unmatched", "closed"):
-            yield f"{count} lost: {cause}"
-    yield from producer.damage
-
-
-def _holes(found: shmrec.Snapshot) -> Iterator[str]:
-    """Numbers that are missing between others of the same thread."""
-    last: dict[tuple[int, int], int] = {}
-    for event in found:
-        if event.name != soak_producers.NUMBERED:
-            continue
-        who, number = (event.producer, event.args["t"]), event.args["n"]
-        if last.get(who, number - 1) != number - 1:
-            yield f"pid {event.pid}: {number} comes after {last[who]}"
-        last[who] = number
-
-
-def _held_rings(segment: Segment) -> Iterator[str]:
-    """The rings that nobody could claim."""
-    words, geometry = segment.words, segment.geometry
-    for index in range(geometry.producers):
-        at = geometry.entry(index)
-        state = words[ENTRY.word("state", at)]
-        if state in (EntryState.FREE, EntryState.DETACHED):
-            continue
-        settled = words[ENTRY.word("settled", at)] == words[ENTRY.word("incarnation", at)]
-        if state != EntryState.LIVE or not settled:
-            yield f"ring {index}, state {state}, pid {words[ENTRY.word('pid', at)]}"

@@ -39,10 +39,9 @@ from shmrec.integrations import logging as logs  # noqa: E402
 from shmrec.layout import Verb  # noqa: E402
 from shmrec.segment import Segment, open_segment  # noqa: E402
 from shmrec.wakeup import open_wakeup  # noqa: E402
+from tools.stress.numbered import NUMBERED  # noqa: E402
 
 READY = "ready"
-NUMBERED = "numbered"
-"""The instants that have a number, `n`, and their thread's own, `t`."""
 _PAUSE = 0.02
 _PORTION = 25
 _STEADY = 3
