@@ -120,3 +120,9 @@ def descriptors_of(pid: int) -> list[str]:
             continue
         found.append("pipe" if stat_module.S_ISFIFO(kind) else place)
     return sorted(found)
+
+
+def ours_of(pid: int) -> list[str]:
+    """The descriptors that are shmrec's: of recordings, and of the process's own memory."""
+    own = f"/{pid}/mem"
+    return [place for place in descriptors_of(pid) if NAME_PREFIX in place or place.endswith(own)]

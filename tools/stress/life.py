@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from shmrec import _engine
+from tools.stress import life_gunicorn
 from tools.stress.life_stage import Stage
 from tools.stress.tally import Impossible, Tally
 
@@ -93,4 +94,6 @@ CASES: dict[str, Callable[[Stage, argparse.Namespace], None]] = {
     "spawns": _spawns,
     "pools": _pools,
     "threads": _threads,
+    "max-requests": lambda stage, given: life_gunicorn.max_requests(stage, given.seconds),
+    "reloads": lambda stage, given: life_gunicorn.reloads(stage, given.seconds),
 }

@@ -147,13 +147,13 @@ class Stage:
         but no more of what is shmrec's.
         """
         program = self.start(life, *args, engine=engine)
-        before, ours = holdings.held(program.pid), _ours(program.pid)
+        before, ours = holdings.held(program.pid), holdings.ours_of(program.pid)
         program.say()
         self.listen(program)
         if not helped:
             self.same(life, program, before)
-        if _ours(program.pid) != ours:
-            self.fail(f"{life} has open {_ours(program.pid)}, and had {ours}")
+        if holdings.ours_of(program.pid) != ours:
+            self.fail(f"{life} has open {holdings.ours_of(program.pid)}, and had {ours}")
         ended = program.end()
         if ended != status:
             self.fail(f"{life} {engine} ended with {ended}, not {status}: {self.words()}")
@@ -316,12 +316,3 @@ class Stage:
         for line in said:
             if line.startswith(f"shmrec[{self.collector.pid}]") and "unexpected" in line:
                 self.fail(f"the collector said: {line}")
-
-
-def _ours(pid: int) -> list[str]:
-    """The descriptors that are shmrec's: of recordings, and of the process's own memory."""
-    return [
-        place
-        for place in holdings.descriptors_of(pid)
-        if NAME_PREFIX in place or place.endswith("/mem")
-    ]
