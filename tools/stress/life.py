@@ -9,6 +9,7 @@ death is told.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from shmrec import _engine
 from tools.stress import life_gunicorn
+from tools.stress.life_endings import ENDINGS
+from tools.stress.life_programs import PATCHED
 from tools.stress.life_stage import Stage
 from tools.stress.tally import Impossible, Tally
 
@@ -26,6 +29,9 @@ _CHILDREN = 220
 _SPAWNS = 60
 _TASKS = 60
 _THREADS = 240
+_ROUNDS = 20
+_NOT_TO_BE_SAID = ("Fatal Python error: _", "Exception ignored", "shmrec/", "Segmentation")
+"""By programs that end: nothing of ours may be in a traceback, nor the interpreter break down."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -89,11 +95,71 @@ def _threads(stage: Stage, given: argparse.Namespace) -> None:
         stage.play("threads", _share(given, _THREADS), engine=engine)
 
 
+def _endings(stage: Stage, given: argparse.Namespace) -> None:
+    for engine in engines():
+        for way, ending in ENDINGS.items():
+            program = stage.start("ending", way, engine=engine)
+            program.say()
+            if ending.dies:
+                stage.dead.add(program.pid)
+            status = program.wait()
+            if status != ending.status:
+                stage.fail(f"{way} {engine} ended with {status}, not {ending.status}")
+            stage.tally.count("endings")
+    said = stage.log.read_text(errors="replace")
+    for word in _NOT_TO_BE_SAID:
+        if word in said:
+            stage.fail(f"{word!r} was said: {said[max(0, said.index(word) - 300) :][:600]}")
+
+
+def _tasks(stage: Stage, given: argparse.Namespace) -> None:
+    for engine in engines():
+        _live(stage, "tasks", _share(given, _ROUNDS), engine=engine)
+
+
+def _greenlets(stage: Stage, given: argparse.Namespace) -> None:
+    if importlib.util.find_spec("gevent") is None:
+        raise Impossible("gevent is missing: install shmrec[test]")
+    for engine in engines():
+        for patched in ((), (PATCHED,)):
+            _live(stage, "greenlets", _share(given, _ROUNDS), *patched, engine=engine)
+
+
+def _live(stage: Stage, life: str, *args: str, engine: str) -> None:
+    """A life after which none of its spans may be open."""
+    program = stage.start(life, *args, engine=engine)
+    program.say()
+    stage.listen(program)
+    found = stage.snapshot()
+    for producer in found.producers:
+        if producer.pid == program.pid and producer.open_spans:
+            stage.fail(f"{life} {engine} left open: {producer.open_spans[:3]}")
+    status = program.end()
+    if status:
+        stage.fail(f"{life} {engine} ended with {status}: {stage.words()}")
+    stage.tally.count("rounds of tasks", int(args[0]))
+
+
+def _execs(stage: Stage, given: argparse.Namespace) -> None:
+    for engine in engines():
+        stage.play("execs", _share(given, _ROUNDS), engine=engine)
+
+
+def _interpreters(stage: Stage, given: argparse.Namespace) -> None:
+    for engine in engines():
+        stage.play("interpreters", _share(given, _ROUNDS), engine=engine)
+
+
 CASES: dict[str, Callable[[Stage, argparse.Namespace], None]] = {
     "storm": _storm,
     "spawns": _spawns,
     "pools": _pools,
     "threads": _threads,
+    "endings": _endings,
+    "tasks": _tasks,
+    "greenlets": _greenlets,
+    "execs": _execs,
+    "interpreters": _interpreters,
     "max-requests": lambda stage, given: life_gunicorn.max_requests(stage, given.seconds),
     "reloads": lambda stage, given: life_gunicorn.reloads(stage, given.seconds),
 }

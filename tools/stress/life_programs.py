@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,11 @@ from typing import Any
 
 # A program, not a package that is installed: the checkout's root is where `tools` is found.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+PATCHED = "patched"
+"""An argument: gevent puts itself in everybody's place, before shmrec is imported."""
+if PATCHED in sys.argv:
+    importlib.import_module("gevent.monkey").patch_all()
 
 import shmrec  # noqa: E402
 from tools.stress.numbered import Account  # noqa: E402
@@ -294,11 +300,31 @@ def thread_ends(account: Account, times: str) -> None:
     say(COUNT, times, "threads")
 
 
+def ending(account: Account, way: str) -> None:
+    """The end of the main program, in one of `life_endings`."""
+    from tools.stress.life_endings import ENDINGS
+
+    ENDINGS[way].happens(account)
+
+
+def _of_tasks(name: str) -> Callable[..., None]:
+    def live(account: Account, *more: str) -> None:
+        module = importlib.import_module("tools.stress.life_tasks")
+        getattr(module, name)(account, more[0])
+
+    return live
+
+
 LIVES: dict[str, Callable[..., Any]] = {
     "storm": storm,
     "spawns": spawns,
     "pools": pools,
     "threads": thread_ends,
+    "ending": ending,
+    "tasks": _of_tasks("tasks"),
+    "greenlets": _of_tasks("greenlets"),
+    "execs": _of_tasks("execs"),
+    "interpreters": _of_tasks("interpreters"),
 }
 
 
@@ -312,9 +338,10 @@ def main() -> None:
     if not heard():
         return
     LIVES[life](account, *more)
-    account.record()
-    say(DONE)
-    heard()
+    if life != "ending":
+        account.record()
+        say(DONE)
+        heard()
 
 
 if __name__ == "__main__":

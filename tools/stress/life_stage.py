@@ -67,6 +67,10 @@ class Program:
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended by itself."""
         try:
             return self.process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
