@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import random
 import sys
 import tempfile
 import time
@@ -40,7 +41,10 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, default=120.0, help="of load on each service (default: 120)"
     )
     parser.add_argument(
-        "--share", type=float, default=1.0, help="of the numbers of children (default: 1)"
+        "--share",
+        type=float,
+        default=1.0,
+        help="of the numbers of children and endings (default: 1)",
     )
 
 
@@ -96,8 +100,10 @@ def _threads(stage: Stage, given: argparse.Namespace) -> None:
 
 
 def _endings(stage: Stage, given: argparse.Namespace) -> None:
+    few = max(1, round(len(ENDINGS) * min(1.0, given.share)))
+    chance = random.Random(given.seed)
     for engine in engines():
-        for way, ending in ENDINGS.items():
+        for way, ending in chance.sample(sorted(ENDINGS.items()), few):
             program = stage.start("ending", way, engine=engine)
             program.say()
             if ending.dies:

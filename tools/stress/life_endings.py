@@ -1,7 +1,8 @@
 """How a process of the trial "life" ends by itself: one function for each way.
 
 Runs in the trial's programs; where the function returns the main program ends. `ENDINGS` says what
-is expected: the exit status as `subprocess` gives it, and whether it counts as a death. What is recorded when the recording has been left is recorded nowhere, and so not acknowledged.
+is expected: the exit status as `subprocess` gives it, and whether it counts as a death. What is
+recorded when the recording has been left is recorded nowhere, and so not acknowledged.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +59,8 @@ _MEMORY = ("private", "resident")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    every = ", ".join(soak_producers.KINDS)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of life: {every}; all of them")
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: 60)")
     parser.add_argument(
         "--plot",
@@ -91,11 +94,14 @@ def run(given: argparse.Namespace, tally: Tally) -> None:
         raise Impossible("/proc does not tell what a process holds (smaps_rollup)")
     if given.plot is not None:
         soak_plot.check()
+    unknown = set(given.kinds) - set(soak_producers.KINDS)
+    if unknown:
+        raise Impossible(f"there is no {', '.join(sorted(unknown))} among the kinds of life")
     name = f"soak-{os.getpid()}"
     with tempfile.TemporaryDirectory(prefix="shmrec-soak-") as folder:
-        soak = _Soak(name, Path(folder), given.minutes * 60, tally)
+        soak = Soak(name, Path(folder), given.minutes * 60, tally)
         try:
-            soak.start()
+            soak.start(given.kinds or list(soak_producers.KINDS))
             soak.watch()
             soak.end()
         finally:
@@ -107,7 +113,9 @@ def run(given: argparse.Namespace, tally: Tally) -> None:
         given.plot.with_suffix(".json").write_text(json.dumps(soak.as_json()) + "\n")
 
 
-class _Soak:
+class Soak:
+    """One soak: its processes, what they were seen to hold, and the verdict on that."""
+
     def __init__(self, name: str, folder: Path, seconds: float, tally: Tally) -> None:
         self.name = name
         self.store = folder / "snapshots"
@@ -119,14 +127,15 @@ class _Soak:
         self._began = 0.0
         self._checked: set[Path] = set()
 
-    def start(self) -> None:
+    def start(self, kinds: Sequence[str]) -> None:
+        """Start the collector, and a process of each kind and engine."""
         self._launch(
             _COLLECTOR,
             [hurried_collector.__file__, self.name, str(self.store)],
             hurried_collector.READY,
         )
         engines = [name for name in _engine.NAMES if not _engine.refusal(name)]
-        for kind, engine in itertools.product(soak_producers.KINDS, engines):
+        for kind, engine in itertools.product(kinds, engines):
             self._launch_producer(f"{kind}, {engine}", kind, self.name, engine)
         self._launch_producer(_UNRECORDED, "threads", "", engines[0])
 
@@ -278,10 +287,12 @@ class _Soak:
 
     def judge(self) -> None:
         """Fail for everything that has grown, and print what grew by how much at most."""
-        allowed = ALLOWED_KIB if self.seconds >= _WARM_MINUTES * 60 else _WARMING_KIB
+        warm = self.seconds >= _WARM_MINUTES * 60
+        allowed = ALLOWED_KIB if warm else _WARMING_KIB
         most = 0.0
         for life in self.lives:
-            for what in (*_MEMORY, *_COUNTED):
+            # Pages of rings are resident in the collector from the first time that it reads them.
+            for what in (*(_MEMORY if warm else _MEMORY[:1]), *_COUNTED):
                 values = [getattr(each, what) for each in life.seen]
                 limit = _COUNTED.get(what, allowed)
                 growth = self._judge(life.name, what, life.times, values, limit)
