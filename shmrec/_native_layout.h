@@ -21,6 +21,7 @@
 #define SHMREC_DEPTH_LIMIT 4
 #define SHMREC_NODES_LIMIT 128
 #define SHMREC_ARGUMENTS_LIMIT 4096
+#define SHMREC_OPEN_LIMIT 16384
 #define SHMREC_PREAMBLE_SHARE 2
 
 /* Losses, by the index of their word. */

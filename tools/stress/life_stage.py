@@ -33,6 +33,7 @@ _QUOTA = 5000
 _ALL_PERIOD = 1e6
 _DEATHS_A_DAY = 100_000
 _ASKING_PAUSE = 0.2
+_THE_SAME = ("descriptors", "threads", "semaphores")
 
 
 class Program:
@@ -177,18 +178,23 @@ class Stage:
                     return
 
     def same(self, called: str, program: Program, before: Holdings | None) -> None:
-        """Whether it holds what it held before, memory apart."""
-        after = holdings.held(program.pid)
-        if before is None or after is None:
-            self.fail(f"{called} is gone")
+        """Whether it comes to hold what it held before, memory apart."""
+        if before is None:
+            self.fail(f"{called} was gone before it began")
             return
-        for what in ("descriptors", "threads", "semaphores"):
-            one, other = getattr(before, what), getattr(after, what)
-            if one != other:
-                self.fail(f"{called} has {other} {what}, and had {one}")
-        zombies = holdings.zombies_of(program.pid)
-        if zombies:
-            self.fail(f"{called} has zombies: {zombies}")
+
+        def differs() -> str:
+            after = holdings.held(program.pid)
+            if after is None:
+                return "it is gone"
+            pairs = [(what, getattr(before, what), getattr(after, what)) for what in _THE_SAME]
+            more = [f"{after} {what}, and had {before}" for what, before, after in pairs]
+            wrong = [text for text, pair in zip(more, pairs, strict=True) if pair[1] != pair[2]]
+            wrong += [f"zombies {found}" for found in [holdings.zombies_of(program.pid)] if found]
+            return ", ".join(wrong)
+
+        # A thread that has been joined may have a moment left to the kernel.
+        self.wait(lambda: not differs(), lambda: f"{called} has {differs()}")
 
     # Snapshots.
 
