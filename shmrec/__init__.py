@@ -15,10 +15,22 @@ nothing.
 
 from typing import TYPE_CHECKING, Any
 
-from shmrec import recorder as _recorder
+from shmrec import interpreters as _interpreters
 from shmrec._version import __version__
+from shmrec.errors import InterpreterError as _InterpreterError
 from shmrec.errors import ShmrecError, SnapshotActiveError
-from shmrec.recorder import Recorder, attach
+
+try:
+    # First: msgpack, where it is refused, crashes whoever loads it later (Python 3.12).
+    import posix_ipc as _posix_ipc  # noqa: F401
+
+    from shmrec import recorder as _recorder
+    from shmrec.recorder import Recorder, attach
+except ImportError:
+    # From Python 3.12 on posix_ipc loads in no interpreter that has a GIL of its own.
+    if _interpreters.in_main():
+        raise
+    raise _InterpreterError(f"shmrec cannot be imported: {_interpreters.REFUSAL}") from None
 
 if TYPE_CHECKING:
     from shmrec.decoder import Event, OpenSpan

@@ -293,6 +293,9 @@ cold bool turn(Batch *batch, uint64_t generation, uint64_t now)
     if (batch->spans.live) {
         write_preamble(batch, now);
     }
+    if (unlikely(batch->spans.forgotten)) {
+        store(&slot->flags, load(&slot->flags) | SHMREC_PARTIAL_PREAMBLE);
+    }
     if (batch->stack_fd >= 0) {
         rewind_stack(batch);
     }

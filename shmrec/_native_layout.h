@@ -21,6 +21,7 @@
 #define SHMREC_DEPTH_LIMIT 4
 #define SHMREC_NODES_LIMIT 128
 #define SHMREC_ARGUMENTS_LIMIT 4096
+#define SHMREC_OPEN_LIMIT 16384
 #define SHMREC_PREAMBLE_SHARE 2
 
 /* Losses, by the index of their word. */
@@ -146,7 +147,7 @@ struct shmrec_entry {
     _Atomic uint64_t opening; /* producer: number of the newest batch, published first */
     _Atomic uint64_t closed_generation; /* producer: no event of this or older will follow */
     _Atomic uint64_t stack_answered; /* producer: ticket of `stack_wanted` that was answered */
-    unsigned char held_back[16]; /* producer: words not sent, by kind: one per row of TELLABLE */
+    unsigned char held_back[16]; /* producer: words not sent, by kind, as TELLABLE has them */
     unsigned char gap_0[16];
     _Atomic uint64_t losses[8]; /* producer: one word per row of LOSSES */
     _Atomic uint64_t settled; /* collector: incarnation whose end has been dealt with */

@@ -1,7 +1,8 @@
 /* Threads that speak and spans that are open: what preambles tell of.
 
    Runs in producers. An array by number: ended spans stay in it until it is full, but never at its
-   end. Growing it happens before the critical section. */
+   end. Growing it happens before the critical section, and up to a limit: then the older half, which
+   nobody seems to end, is forgotten. */
 #ifndef SHMREC_NATIVE_OPEN_H
 #define SHMREC_NATIVE_OPEN_H
 
@@ -57,6 +58,7 @@ typedef struct {
     size_t used;
     size_t room;
     size_t live;
+    bool forgotten;     /* some that nobody ended are not known any more */
 } Spans;
 
 hot void drop_open(Open *span)
@@ -76,12 +78,29 @@ static void forget_open(Spans *spans)
         }
     }
     spans->used = spans->live = 0;
+    spans->forgotten = false;
+}
+
+/* Know the older half no more. Where there is no place left for any, all are live. */
+cold void forget_older(Spans *spans)
+{
+    size_t kept = spans->used / 2, from = spans->used - kept;
+    for (size_t n = 0; n < from; n++) {
+        drop_open(&spans->open[n]);
+    }
+    memmove(spans->open, spans->open + from, kept * sizeof *spans->open);
+    spans->used = spans->live = kept;
+    spans->forgotten = true;
 }
 
 /* Have room for one more: false if there is no memory. */
 cold bool grow_open(Spans *spans)
 {
-    if (spans->live < spans->used / 2) {
+    if (spans->live == SHMREC_OPEN_LIMIT) {
+        forget_older(spans);
+        return true;
+    }
+    if (spans->live < spans->used / 2 || spans->room == SHMREC_OPEN_LIMIT) {
         size_t kept = 0;
         for (size_t n = 0; n < spans->used; n++) {
             if (spans->open[n].name) {

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from itertools import chain, islice
 from typing import Any, Final
 
 from shmrec import events, layout
@@ -51,6 +52,7 @@ class OpenBatch:
         "_base",
         "_committed",
         "_events",
+        "_forgotten",
         "_generation",
         "_guard",
         "_last",
@@ -85,6 +87,7 @@ class OpenBatch:
     def _close_batch(self) -> None:
         """Forget the batch: the next event opens one, with nothing known and nothing open."""
         self._open: dict[int, tuple[str, int, Speaker, bytes]] = {}
+        self._forgotten = False
         self._names: dict[str, bytes] = {}
         self._thread: Speaker | None = None
         self._generation = -1
@@ -173,6 +176,8 @@ class OpenBatch:
         self._limit = start + self._slot_size
         if self._open:
             self._preamble(now)
+        if self._forgotten:
+            words[base + _FLAGS] |= SlotFlag.PARTIAL_PREAMBLE
         if self._stack_fd >= 0:
             self._rewind_stack()
         return True
@@ -185,15 +190,21 @@ class OpenBatch:
             with contextlib.suppress(OSError):
                 os.lseek(self._stack_fd, self._stack_start, os.SEEK_SET)
 
+    def _forget_older(self) -> None:
+        """Know the older half of the open spans no more: batches say that some are missing."""
+        for span in list(self._open)[: len(self._open) // 2]:
+            del self._open[span]
+        self._forgotten = True
+
     def _preamble(self, now: int) -> None:
         """Name the open spans; if they are too many, others in every batch."""
-        spans = list(self._open.items())
+        spans = self._open.items()
         budget = self._position + (self._limit - self._position) // events.PREAMBLE_SHARE
         if self._rotation >= len(spans):
             self._rotation = 0
-        spans = spans[self._rotation :] + spans[: self._rotation]
+        turned = chain(islice(spans, self._rotation, None), islice(spans, self._rotation))
         limit = self._limit
-        for written, (span, (name, start, thread, args)) in enumerate(spans):
+        for written, (span, (name, start, thread, args)) in enumerate(turned):
             known = self._introduce(name, thread) if self._position <= budget else b""
             head = OPEN.prefix(bool(args)) + b"\0" + known
             event = head + pack(span) + pack(now - start) + args

@@ -18,9 +18,15 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Final
 
-from shmrec import fence, layout, process
+from shmrec import fence, interpreters, layout, process
 from shmrec._engine import Engine
-from shmrec.errors import AttachError, NoSuchRecordingError, RingsTakenError, SpaceError
+from shmrec.errors import (
+    AttachError,
+    InterpreterError,
+    NoSuchRecordingError,
+    RingsTakenError,
+    SpaceError,
+)
 from shmrec.layout import ENTRY, LABEL_BYTES, SLOT, EntryState, SegmentState
 from shmrec.segment import LOCK_SECONDS, PLAUSIBLE, Segment
 from shmrec.values import bounded_text
@@ -45,9 +51,12 @@ def claim(
     wait for the lock.
 
     Raises `NoSuchRecordingError` if the recording has been closed, `RingsTakenError`,
-    `SpaceError`, `AttachError` from another pid namespace; the refusal is counted in the segment.
+    `SpaceError`, the refusal is counted in the segment; `AttachError` from another pid namespace,
+    `InterpreterError` from another interpreter than the main one.
     """
     words, geometry = segment.words, segment.geometry
+    if not interpreters.in_main():
+        raise InterpreterError(interpreters.REFUSAL)
     if not segment.same_boot():
         raise AttachError(
             f"recording {segment.name!r} is of another pid namespace or boot, where this process "

@@ -14,6 +14,7 @@ __all__ = [
     "CutShortError",
     "DamagedFileError",
     "EngineError",
+    "InterpreterError",
     "LayoutMismatchError",
     "LockedError",
     "NoSuchProcessError",
@@ -86,6 +87,13 @@ class SpaceError(SegmentError):
 
 class AttachError(ShmrecError):
     """A process cannot join a recording as a producer."""
+
+
+class InterpreterError(AttachError, ImportError):
+    """This is not the process's main interpreter: nothing can be recorded from here.
+
+    Where the interpreter cannot load what shmrec needs, importing shmrec raises it.
+    """
 
 
 class RingsTakenError(AttachError):

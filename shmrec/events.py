@@ -38,6 +38,9 @@ NODES_LIMIT: Final = 128
 """Values in all arguments of an event, counted through all their containers."""
 ARGUMENTS_LIMIT: Final = 4096
 """Encoded bytes of an event's arguments; larger ones take their bounded form."""
+OPEN_LIMIT: Final = 1 << 14
+"""Spans that a writer knows to be open, a power of two; with one more, the older half of them is
+forgotten. Who begins spans and ends them not, as where an exception comes between, has a bound."""
 PREAMBLE_SHARE: Final = 2
 """A preamble fills at most one part in so many of a batch."""
 

@@ -278,7 +278,7 @@ class Recorder:
         try:
             if exceptions:
                 _unhandled().install(lambda: list(_attached))
-            _at_exit(self)
+            _unhandled().at_exit(_leave)
         except BaseException:
             self.detach()
             raise
@@ -317,7 +317,7 @@ class Recorder:
             except (ShmrecError, OSError) as error:
                 self._give_up(f"this forked process is not recorded: {error}")
                 return False
-        _at_exit(self)
+        _unhandled().at_exit(_leave)
         return True
 
     def _give_up(self, message: str) -> None:
@@ -352,16 +352,11 @@ class Recorder:
             self._engine.forget()
 
 
-def _at_exit(recorder: Recorder) -> None:
-    """Detach when the process ends in order."""
-    reference = weakref.ref(recorder)
-
-    def leave(failed: bool) -> None:
-        found = reference()
-        if found is not None and found._pid == os.getpid() and not (failed and found.exceptions):
-            found.detach()
-
-    _unhandled().at_exit(leave)
+def _leave(failed: bool) -> None:
+    """This process ends: detach whoever is attached, unless its end is to count as a death."""
+    for recorder in list(_attached):
+        if recorder._pid == os.getpid() and not (failed and recorder.exceptions):
+            recorder.detach()
 
 
 def _load() -> None:

@@ -51,6 +51,9 @@ _witnesses: Callable[[], Iterable[Witness]] | None = None
 _under_way: set[tuple[int, int]] = set()
 _ended_pid = 0
 """The process, if it is this one, that an exception is ending."""
+_leave: Callable[[bool], None] | None = None
+_leaving_pid = 0
+"""The process, if it is this one, that leaves in order when it ends."""
 
 
 def install(witnesses: Callable[[], Iterable[Witness]]) -> None:
@@ -76,19 +79,30 @@ def at_exit(leave: Callable[[bool], None]) -> None:
     """Call `leave(failed)` when this process ends, also as multiprocessing's forked children do.
 
     `failed` says that an exception ends it, which is recorded by then. Calls may be several.
+    However often a process asks for it, as one that joins and leaves all its life does, it is
+    kept once.
     """
-
-    def leaving() -> None:
-        # Up to Python 3.12 it is still in flight while exit functions run.
-        _look_for_the_end()
-        leave(_ended_pid == os.getpid())
-
-    atexit.register(leaving)
+    global _leave, _leaving_pid
+    _leave, known, _leaving_pid = leave, _leaving_pid, os.getpid()
+    if known == _leaving_pid:
+        return
     util: Any = sys.modules.get("multiprocessing.util")
     process: Any = sys.modules.get("multiprocessing.process")
-    if util is not None and process is not None and process.parent_process() is not None:
+    child = process is not None and process.parent_process() is not None
+    if child and util is not None:
         # Such a child leaves by os._exit, after running only these.
-        util.Finalize(None, leaving, exitpriority=0)
+        util.Finalize(None, _leaving, exitpriority=0)
+    # Any other child has inherited it. From Python 3.13 on, this one has had all taken away.
+    if child or not known:
+        atexit.unregister(_leaving)
+        atexit.register(_leaving)
+
+
+def _leaving() -> None:
+    # Up to Python 3.12 it is still in flight while exit functions run.
+    _look_for_the_end()
+    if _leave is not None:
+        _leave(_ended_pid == os.getpid())
 
 
 def watch_child() -> None:

@@ -230,6 +230,11 @@ class Writer(OpenBatch):
     def _begin(self, name: str, packed: bytes) -> int:
         if not self._guard[0] and not self._revived():
             return 0
+        if len(self._open) >= events.OPEN_LIMIT:
+            with self._lock:
+                # Not under a record that this one interrupts, which may be at them.
+                if not self._busy:
+                    self._forget_older()
         self._next_span = span = self._next_span + 1
         prefix = _BEGIN_ARGS if packed else _BEGIN
         self._append(prefix, name, _pack(span) + packed, 0, span, packed)

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEVELS = (
-    ("_version", "errors", "events", "checksum", "durable", "phrases", "redaction", "log"),
+    (
+        "_version",
+        "errors",
+        "events",
+        "checksum",
+        "durable",
+        "interpreters",
+        "phrases",
+        "redaction",
+        "log",
+    ),
     ("layout", "values", "cgroup", "syscalls", "stack_text", "own_memory", "folder"),
     ("process", "naming", "header", "threads", "frames", "exceptions", "kills", "triggers"),
     ("_native", "unhandled"),
@@ -54,7 +64,15 @@ LEVELS = (
 
 # The package itself, which is above every level: what it imports, every producer loads.
 TOP = "shmrec"
-TOP_IMPORTS = {"_version", "recorder", "flight", "snapshot_file", "errors", "decoder"}
+TOP_IMPORTS = {
+    "_version",
+    "decoder",
+    "errors",
+    "flight",
+    "interpreters",
+    "recorder",
+    "snapshot_file",
+}
 
 # (importer, imported) on one level.
 SIDEWAYS = (("commands.*", "commands.*"), ("integrations.*", "integrations.*"))
@@ -66,6 +84,7 @@ THIRD_PARTIES = {
     "isal": ("checksum",),
     "click": ("commands.*",),
     "rich": ("commands.*",),
+    "_xxsubinterpreters": ("interpreters",),  # Python's own up to 3.12, which names it nowhere
     "_typeshed": ("*",),  # every type checker brings it; it does not exist at run time
 }
 OTHER_THIRD_PARTIES = ("commands.*", "integrations.*")

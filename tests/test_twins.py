@@ -27,9 +27,10 @@ from shmrec.events import (
     KEY_LIMIT,
     NAME_LIMIT,
     NODES_LIMIT,
+    OPEN_LIMIT,
     TEXT_LIMIT,
 )
-from shmrec.layout import ENTRY, SIZE_MASK, SLOT
+from shmrec.layout import ENTRY, SIZE_MASK, SLOT, SlotFlag
 
 from .arena import Arena
 from .native import rebind
@@ -271,6 +272,29 @@ def test_open_spans_with_arguments_that_fill_a_preamble() -> None:
 
     for slot_size in (448, 512, 520, 640, 1024):
         both(work, slots=6, slot_size=slot_size)
+
+
+def test_spans_that_nobody_ends_have_a_bound() -> None:
+    def work(arena: Arena, writer: Engine) -> None:
+        outer = writer.begin("outer")
+        spans = [writer.begin("left open", n=n) for n in range(OPEN_LIMIT - 2)]
+        # Ends in between make room, and leave holes in what is known.
+        for span in spans[1000:3000:2]:
+            writer.end(span)
+        spans += [writer.begin("left open too") for _ in range(1001)]
+        # With one more than there may be, the older half is known no more.
+        spans.append(writer.begin("one more"))
+        for span in (outer, spans[0], spans[OPEN_LIMIT // 4], spans[-1], spans[-2]):
+            writer.end(span)
+        for _ in range(2):
+            spans += [writer.begin("and on") for _ in range(OPEN_LIMIT)]
+        writer.end(spans[-1])
+
+    for arena in both(work):
+        assert arena.reader().entry().losses["unmatched"] == 3
+        heads = arena.reader().scan().heads
+        assert heads
+        assert all(head.flags & SlotFlag.PARTIAL_PREAMBLE for head in heads)
 
 
 def test_ending_what_is_not_open() -> None:

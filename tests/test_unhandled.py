@@ -361,3 +361,35 @@ def test_multiprocessings_children(recording_name: str, tmp_path: Path, method: 
         assert failed.entry().state == EntryState.LIVE
         # The pool handles its task's exception: its worker leaves in order, as the rest do.
         assert sorted(states(made)) == [EntryState.LIVE] + [EntryState.DETACHED] * 4
+
+
+LEAVING = """
+import atexit, os, sys, shmrec
+
+def come_and_go():
+    shmrec.attach(sys.argv[1], required=True)
+    shmrec.detach()
+
+come_and_go()
+before = atexit._ncallbacks()
+for _ in range(10):
+    come_and_go()
+# One that forks on and on, as some servers do for every upgrade of theirs.
+shmrec.attach(sys.argv[1], required=True)
+for _ in range(3):
+    child = os.fork()
+    if child:
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    shmrec.instant("forked")
+print(atexit._ncallbacks() - before)
+"""
+
+
+def test_leaving_at_the_end_is_kept_once_however_often_one_joins(recording_name: str) -> None:
+    with unserved(recording_name, producers=6) as made:
+        ended = subprocess.run(
+            [sys.executable, "-c", LEAVING, made.name], capture_output=True, text=True, timeout=60
+        )
+        assert (ended.stdout, ended.stderr, ended.returncode) == ("0\n", "", 0)
+        # The youngest has left in order, through what it has inherited or what it asked for.
+        assert states(made).count(EntryState.DETACHED) >= 2

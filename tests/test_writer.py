@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from shmrec import events as table
 from shmrec._engine import choose
 from shmrec.decoder import Event, OpenSpan, decode
-from shmrec.events import DEPTH_LIMIT, TEXT_LIMIT
+from shmrec.events import DEPTH_LIMIT, OPEN_LIMIT, TEXT_LIMIT
 from shmrec.layout import LOSSES, SlotFlag
 from shmrec.ring import Batch
 
@@ -47,6 +47,12 @@ def open_after(kept: list[Batch]) -> dict[int, OpenSpan]:
             )
         )
     return known
+
+
+def resident() -> int:
+    """Bytes that this process has in memory."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def only(arena: Arena) -> Event:
@@ -386,6 +392,28 @@ def test_an_open_span_outlives_the_overwriting_of_its_begin() -> None:
     assert (opened.span, opened.name, opened.args) == (span, "request", {"path": "/slow"})
     assert opened.start_ns == begun
     assert opened.thread_name == "MainThread"
+
+
+def test_memory_for_spans_that_nobody_ends_has_a_bound(arena: Arena) -> None:
+    writer = arena.writer()
+
+    def leave_open(count: int) -> int:
+        before = resident()
+        for _ in range(count):
+            writer.begin("left open")
+        return resident() - before
+
+    # Until it is reached once, with all that the allocator keeps for the next time.
+    leave_open(OPEN_LIMIT + 1)
+    # It would be some 60 bytes for each of them, and in Python many more.
+    assert leave_open(3 * OPEN_LIMIT) < 3 * OPEN_LIMIT * 20
+    # What is known has its end, and a batch does not say that it knows all.
+    last = writer.begin("last")
+    writer.end(last)
+    [*_, newest] = batches(arena.reader())
+    assert newest.head.flags & SlotFlag.PARTIAL_PREAMBLE
+    assert events_of(newest)[-1].span == last
+    assert arena.reader().entry().losses["unmatched"] == 0
 
 
 def test_more_open_spans_than_a_preamble_holds_are_all_named_by_some_batch() -> None:

@@ -89,6 +89,7 @@ def header() -> str:
         "DEPTH_LIMIT",
         "NODES_LIMIT",
         "ARGUMENTS_LIMIT",
+        "OPEN_LIMIT",
         "PREAMBLE_SHARE",
     )
     lines = [
