@@ -431,6 +431,9 @@ def open_segment(name: str, path: str | None = None, *, writable: bool = True) -
         fd = _open_fd(name, path, writable, create=False)
         try:
             whole = os.fstat(fd).st_size >= CONTROL.size
+            # Read, not looked at: until its creator has reserved them its pages are holes, and to
+            # touch one where there is no memory left ends a process with SIGBUS.
+            whole = whole and any(os.pread(fd, layout.WORD, CONTROL["magic"]))
             segment = Segment(name, path, fd, writable) if whole else None
         except OSError as error:
             os.close(fd)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from shmrec.errors import UnfinishedSegmentError
+from shmrec.layout import Geometry
+from shmrec.segment import open_segment
 from tools.stress import starved
 from tools.stress.apart import Mount, apart, become_nobody
 from tools.stress.ground import Ground
@@ -57,6 +60,27 @@ def test_a_case_that_finds_something_says_so(
     assert len(tally.failures) == 3
     assert tally.counts["checks"] == 4
     assert "FAILED (seed 7): there: Traceback" in capsys.readouterr().err
+
+
+def test_who_finds_a_recording_in_the_making_where_no_memory_is_left_lives_on() -> None:
+    name = "in-the-making"
+
+    def found() -> str:
+        place = Path(f"/dev/shm/shmrec.{name}")
+        place.touch(0o600)
+        os.truncate(place, Geometry.of(0, 1).segment_size)
+        filler = os.open("/dev/shm/filler", os.O_WRONLY | os.O_CREAT)
+        free = os.fstatvfs(filler)
+        os.posix_fallocate(filler, 0, free.f_bavail * free.f_bsize)
+        with pytest.raises(UnfinishedSegmentError) as raised:
+            open_segment(name)
+        return str(raised.value)
+
+    try:
+        # Its pages are holes until they are reserved.
+        assert "never finished being created" in apart(found, [Mount("/dev/shm", "size=64k")])
+    except Impossible as reason:
+        pytest.skip(str(reason))
 
 
 def test_mounts_are_those_of_the_child_alone_for_an_unprivileged_user_too(tmp_path: Path) -> None:
