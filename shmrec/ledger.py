@@ -21,11 +21,11 @@ def advance(segment: Segment) -> int:
     old = segment.word("generation") & PLAUSIBLE
     base = CONTROL["ledger"] // WORD + (old + 1) % LEDGER * 2
     # The time first: a reader that finds the number finds its time too.
-    segment.words[base] = 0
+    segment.words[base] = 0  # step: ledger
     fence.release()
-    segment.words[base + 1] = time.monotonic_ns()
+    segment.words[base + 1] = time.monotonic_ns()  # step: ledger
     fence.release()
-    segment.words[base] = old + 1
+    segment.words[base] = old + 1  # step: ledger
     fence.release()
     segment.set_word("generation", old + 1)  # step: advance
     return old

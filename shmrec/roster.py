@@ -193,7 +193,7 @@ class Roster:
                 self.watcher.forget(index)
                 continue
             at = self._segment.geometry.entry(index)
-            self._segment.words[ENTRY.word("ended_ns", at)] = now
+            self._segment.words[ENTRY.word("ended_ns", at)] = now  # step: ended
             self.deaths.append(Death(watched, entry.label, now))
         for death in list(self.deaths):
             if death.cause in (None, UNKNOWN):
@@ -212,4 +212,4 @@ class Roster:
     def _settle(self, index: int, incarnation: int) -> None:
         word = ENTRY.word("settled", self._segment.geometry.entry(index))
         if self._segment.words[word] != incarnation:
-            self._segment.words[word] = incarnation
+            self._segment.words[word] = incarnation  # step: settle

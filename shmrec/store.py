@@ -54,6 +54,8 @@ _NAME: Final = re.compile(
 _AUTOMATIC: Final = tuple(kind.replace("_", "-") for kind in TRIGGERS if kind != "request")
 """What the reasons of snapshots that nobody asked for start with."""
 _TRANSFER: Final = re.compile(r"\.shmrec-[0-9a-f]{16}\.transfer\Z")
+_PID_DIGITS: Final = 8
+"""Of the name of a transfer, the hexadecimal digits that say who wrote it."""
 _BLOCK: Final = 512
 _ABANDONED_SECONDS: Final = 600.0
 
@@ -138,14 +140,14 @@ class Unfinished:
     def _create(self) -> int:
         flags = os.O_WRONLY | os.O_CLOEXEC
         try:
-            return os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self._folder)
+            return os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self._folder)  # step: temporary
         except (OSError, AttributeError) as error:
             refused = getattr(error, "errno", errno.EOPNOTSUPP)
             if refused not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
                 raise
         name = _partial_name()
         flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        fd = os.open(name, flags, 0o600, dir_fd=self._folder)
+        fd = os.open(name, flags, 0o600, dir_fd=self._folder)  # step: temporary
         self._hidden = self._directory / name
         return fd
 
@@ -154,13 +156,13 @@ class Unfinished:
         try:
             fd = self.file.fileno()
             os.fchmod(fd, 0o600)
-            os.fsync(fd)
+            os.fsync(fd)  # step: sync
             for name in names:
                 try:
-                    self._link(fd, name)
+                    self._link(fd, name)  # step: link
                 except FileExistsError:
                     continue
-                os.fsync(self._folder)
+                self._make_name_last(name)
                 return self._directory / name
         except OSError as error:
             raise SnapshotWriteError(
@@ -195,6 +197,15 @@ class Unfinished:
         os.rename(self._hidden.name, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         self._hidden = None
         os.fsync(self._folder)
+
+    def _make_name_last(self, name: str) -> None:
+        """Sync the directory; where that fails there is no file, as whoever hears of it expects."""
+        try:
+            os.fsync(self._folder)  # step: sync-directory
+        except OSError:
+            # Left there it would be told again, under another name.
+            os.unlink(name, dir_fd=self._folder)
+            raise
 
     def _link(self, fd: int, name: str) -> None:
         if self._hidden is None:
@@ -258,9 +269,9 @@ def _taken(output: Path) -> SnapshotWriteError:
 
 
 def hidden_names() -> Iterator[str]:
-    """Names for files that are handed over and removed at once."""
+    """Names for files that are handed over and removed at once; `sweep` knows their writer."""
     while True:
-        yield f"{HIDDEN_PREFIX}{os.urandom(8).hex()}.transfer"
+        yield f"{HIDDEN_PREFIX}{os.getpid():08x}{os.urandom(4).hex()}.transfer"
 
 
 def take_transfer(path: Path, directory: Path | None = None) -> IO[bytes]:
@@ -382,7 +393,7 @@ def enforce_quota(
         if stored.path in protected:
             continue
         with contextlib.suppress(OSError):
-            remove(stored.path)
+            remove(stored.path)  # step: remove
             removed.append(stored.path)
             number -= 1
             total -= stored.size
@@ -400,10 +411,14 @@ def sweep(directory: Path) -> None:
             with contextlib.suppress(OSError):
                 age = time.time() - entry.stat(follow_symlinks=False).st_mtime
                 if age > _ABANDONED_SECONDS or not _writer_alive(entry.name):
-                    os.unlink(entry.path)
+                    os.unlink(entry.path)  # step: sweep
 
 
 def _writer_alive(name: str) -> bool:
-    """Whether a hidden file's writer may still be at it; transfers are only known by age."""
-    pid = name.removeprefix(HIDDEN_PREFIX).split("-")[0]
-    return not (name.endswith(".partial") and pid.isdigit() and not os.path.exists(f"/proc/{pid}"))
+    """Whether a hidden file's writer may still be at it, as far as its name tells."""
+    said = name.removeprefix(HIDDEN_PREFIX)
+    if _TRANSFER.match(name) is not None:
+        pid = str(int(said[:_PID_DIGITS], 16))
+    else:
+        pid = said.split("-")[0] if name.endswith(".partial") else ""
+    return not (pid.isdigit() and not os.path.exists(f"/proc/{pid}"))

@@ -34,7 +34,7 @@ LEVELS = (
     ("_engine", "words"),
     ("claim", "snapshot_file", "live", "generation", "stack_area", "tracing", "lookout", "owners"),
     ("copying",),
-    ("recorder", "deaths", "capture", "launch", "survey", "comparison", "scrubbing"),
+    ("recorder", "deaths", "capture", "launch", "survey", "comparison", "scrubbing", "told"),
     ("takeover", "flight", "findings", "roster", "incidents"),
     ("alarms", "verdict"),
     ("collector", "culprits"),

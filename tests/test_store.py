@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,22 @@ def test_the_quota_counts_only_what_is_ours(tmp_path: Path) -> None:
     assert other.exists()
 
 
+def test_where_the_directory_cannot_be_synced_there_is_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def failing(fd: int) -> None:
+        fsync(fd)
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(SnapshotWriteError, match="cannot write a snapshot"):
+        write(tmp_path, "death")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_newest_is_the_last_written(tmp_path: Path) -> None:
     with pytest.raises(NoSuchSnapshotError, match="no snapshot in"):
         store.newest(tmp_path)
@@ -218,7 +235,9 @@ def test_what_killed_collectors_left_is_swept(tmp_path: Path) -> None:
     dead = tmp_path / f"{store.HIDDEN_PREFIX}999999999-1.partial"
     fresh = tmp_path / next(store.hidden_names())
     abandoned = tmp_path / next(store.hidden_names())
-    for path in (ours, dead, fresh, abandoned):
+    # Handed over by a collector that was killed before anybody could take it.
+    untaken = tmp_path / f"{store.HIDDEN_PREFIX}{0x7FFFFFFF:08x}12345678.transfer"
+    for path in (ours, dead, fresh, abandoned, untaken):
         path.touch()
     os.utime(abandoned, (time.time() - 3600,) * 2)
     store.sweep(tmp_path)
