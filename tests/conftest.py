@@ -53,6 +53,7 @@ ONCE = {
     "test_kills",
     "test_hostile_text",
     "test_incidents",
+    "test_killed_at_every_step",
     "test_layers",
     "test_lookout",
     "test_model",
