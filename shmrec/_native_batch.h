@@ -237,7 +237,7 @@ cold void write_preamble(Batch *batch, uint64_t now)
     if (written == batch->spans.live) {
         batch->rotation = 0;
     }
-    publish(batch->committed_word, batch->committed);
+    publish(batch->committed_word, batch->committed);  /* step: preamble */
 }
 
 /* Have the next stack written from the beginning, if the collector has taken the last one. */
@@ -275,10 +275,10 @@ cold bool turn(Batch *batch, uint64_t generation, uint64_t now)
     store(&slot->number, 0);  /* step: zero */
     atomic_thread_fence(memory_order_release);
     store(&slot->generation, generation);  /* step: fields */
-    store(&slot->start_ns, now);
-    store(&slot->committed, 0);
-    store(&slot->first, batch->events);
-    store(&slot->flags, 0);
+    store(&slot->start_ns, now);  /* step: fields */
+    store(&slot->committed, 0);  /* step: fields */
+    store(&slot->first, batch->events);  /* step: fields */
+    store(&slot->flags, 0);  /* step: fields */
     publish(&slot->number, batch->number);  /* step: number */
     /* The payload's plain stores may not overtake the number that they belong to. */
     atomic_thread_fence(memory_order_release);
@@ -345,7 +345,7 @@ cold bool add_with_care(Batch *batch, const Event *event, uint64_t generation, u
         }
         size_t size = (size_t)(put_event(begun, batch, event, row, now) - begun);
         if (has_room(batch, size + event->tail_size)) {
-            memcpy(batch->position, begun, size);
+            memcpy(batch->position, begun, size);  /* step: payload */
             commit(batch, put_raw(batch->position + size, event->tail, event->tail_size), now);
             return true;
         }

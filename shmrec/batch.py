@@ -161,10 +161,10 @@ class OpenBatch:
         words[self._w_opening] = number  # step: opening
         words[base + _NUMBER] = 0  # step: zero
         words[base + _GENERATION] = generation  # step: fields
-        words[base + _START] = now
-        words[base + _COMMITTED] = 0
-        words[base + _FIRST] = self._events
-        words[base + _FLAGS] = 0
+        words[base + _START] = now  # step: fields
+        words[base + _COMMITTED] = 0  # step: fields
+        words[base + _FIRST] = self._events  # step: fields
+        words[base + _FLAGS] = 0  # step: fields
         words[base + _NUMBER] = number  # step: number
         self._base = base
         self._w_committed = base + _COMMITTED
@@ -217,7 +217,7 @@ class OpenBatch:
             self._place(event)
         else:
             self._rotation = 0
-        self._words[self._w_committed] = self._committed
+        self._words[self._w_committed] = self._committed  # step: preamble
 
     def _introduce(self, name: str, thread: Speaker) -> bytes:
         """Have the batch know the name, and that `thread` speaks; the name's packed number.

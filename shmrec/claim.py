@@ -7,15 +7,15 @@ dealt with, for that ring is evidence.
 Invariants: the choice is made under the lock, and what takes long without it, while the entry
 says CLAIMING; the ring's pages are reserved before anything is said to be recorded there; the
 old owner's batches lose their numbers before `incarnation` changes, and that before the entry
-says LIVE, so that a reader who was copying notices.
+says LIVE, so that a reader who was copying notices; it says LIVE before anybody can record there.
+A claim that a signal handler's exception ends leaves no ring that nobody has.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Final
 
 from shmrec import fence, interpreters, layout, process
@@ -72,8 +72,10 @@ def claim(
     fenced = fence.register()
     started = process.start_ticks(os.getpid())
     index, at = _choose_with_memory(segment, started, held, timeout)
-    with _given_back(segment, at):
-        _prepare(segment, index, label, engine_name, fenced)
+    try:
+        _clear(segment, index)
+        _introduce(segment, index, engine_name, label, fenced)
+        # Bound last: from then on other threads record, and what they record must be looked for.
         engine.bind(
             segment.view,
             words,
@@ -83,19 +85,11 @@ def claim(
             slots=geometry.slots,
             fenced=fenced,
         )
-    fence.release()
-    words[ENTRY.word("state", at)] = EntryState.LIVE  # step: live
-    return index
-
-
-@contextlib.contextmanager
-def _given_back(segment: Segment, at: int) -> Iterator[None]:
-    """The ring that is being claimed is another's to claim if it cannot be had after all."""
-    try:
-        yield
     except BaseException:
-        segment.words[ENTRY.word("state", at)] = EntryState.FREE
+        engine.unbind()
+        _give_back(segment, at)
         raise
+    return index
 
 
 def _choose_with_memory(
@@ -106,10 +100,10 @@ def _choose_with_memory(
     index, at = _choose(segment, started, held, timeout)
     # The ring is ours: what takes long is done without the lock.
     try:
-        with _given_back(segment, at):
-            segment.reserve(geometry.ring(index), geometry.ring_size)
+        segment.reserve(geometry.ring(index), geometry.ring_size)
         return index, at
     except SpaceError as full:
+        _give_back(segment, at)
         try:
             # One that somebody has used has its memory already.
             return _choose(segment, started, held, timeout, used=True)
@@ -117,25 +111,37 @@ def _choose_with_memory(
             with segment.locked():
                 segment.bump("refused_space")
             raise full from None
+    except BaseException:
+        _give_back(segment, at)
+        raise
 
 
-def _prepare(segment: Segment, index: int, label: str, engine_name: str, fenced: bool) -> None:
-    """Take the old owner's batches away, and say who the new one is."""
+def _introduce(segment: Segment, index: int, engine_name: str, label: str, fenced: bool) -> None:
+    """Say in the entry who has the ring now, and that it lives."""
     words, at = segment.words, segment.geometry.entry(index)
-    _clear(segment, index)
     where = ENTRY.bytes_at("identity", at)
     segment.view[where] = os.urandom(where.stop - where.start)
     set_label(segment, index, label)
-    values = {
-        "attached_ns": time.monotonic_ns(),
-        "detached_ns": 0,
-        "engine": layout.ENGINES.index(engine_name),
-        "fenced": int(fenced),
-        "incarnation": (words[ENTRY.word("incarnation", at)] & PLAUSIBLE) + 1,  # step: incarnation
-    }
+    words[ENTRY.word("attached_ns", at)] = time.monotonic_ns()
+    words[ENTRY.word("detached_ns", at)] = 0
+    words[ENTRY.word("engine", at)] = layout.ENGINES.index(engine_name)
+    words[ENTRY.word("fenced", at)] = int(fenced)
+    incarnation = ENTRY.word("incarnation", at)
     fence.release()
-    for name, value in values.items():
-        words[ENTRY.word(name, at)] = value
+    words[incarnation] = (words[incarnation] & PLAUSIBLE) + 1  # step: incarnation
+    fence.release()
+    words[ENTRY.word("state", at)] = EntryState.LIVE  # step: live
+
+
+def _give_back(segment: Segment, at: int) -> None:
+    """Leave the ring that was being claimed to others."""
+    words, state = segment.words, ENTRY.word("state", at)
+    if words[state] == EntryState.CLAIMING:
+        words[state] = EntryState.FREE
+    elif words[state] == EntryState.LIVE:
+        # The collector may watch it already.
+        words[ENTRY.word("detached_ns", at)] = time.monotonic_ns()
+        words[state] = EntryState.DETACHED
 
 
 def _choose(
@@ -147,24 +153,30 @@ def _choose(
     used: bool = False,
 ) -> tuple[int, int]:
     """Mark a ring as being claimed by this process; its index and its entry's offset."""
-    words = segment.words
-    with segment.locked(timeout):  # step: lock
-        if segment.state == SegmentState.CLOSED:
-            raise NoSuchRecordingError(f"recording {segment.name!r} has been closed")
-        _leave_rings_of_before_exec(segment, started, held)
-        index = _free_ring(segment, used)
-        if index is None:
-            if not used:
-                segment.bump("refused_full")
-            raise RingsTakenError(
-                f"all {segment.geometry.producers} rings of recording {segment.name!r} are "
-                "taken: start it with more (--producers)"
-            )
-        at = segment.geometry.entry(index)
-        words[ENTRY.word("state", at)] = EntryState.CLAIMING  # step: claiming
-        words[ENTRY.word("pid", at)] = os.getpid()
-        words[ENTRY.word("start_ticks", at)] = started
-    return index, at
+    words, pid = segment.words, os.getpid()
+    claimed = -1
+    try:
+        with segment.locked(timeout):  # step: lock
+            if segment.state == SegmentState.CLOSED:
+                raise NoSuchRecordingError(f"recording {segment.name!r} has been closed")
+            _leave_rings_of_before_exec(segment, started, held)
+            index = _free_ring(segment, used)
+            if index is None:
+                if not used:
+                    segment.bump("refused_full")
+                raise RingsTakenError(
+                    f"all {segment.geometry.producers} rings of recording {segment.name!r} are "
+                    "taken: start it with more (--producers)"
+                )
+            claimed = at = segment.geometry.entry(index)
+            words[ENTRY.word("state", at)] = EntryState.CLAIMING  # step: claiming
+            words[ENTRY.word("pid", at)] = pid
+            words[ENTRY.word("start_ticks", at)] = started
+        return index, at
+    except BaseException:
+        if claimed >= 0:
+            _give_back(segment, claimed)
+        raise
 
 
 def _leave_rings_of_before_exec(segment: Segment, started: int, held: Collection[int]) -> None:

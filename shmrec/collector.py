@@ -301,7 +301,7 @@ class Collector:
             self.settings.log(f"no snapshot of {plan.reason}: {text}")
         else:
             self._alarms.done(plan)
-            self.roster.bury(plan.deaths)
+            self.roster.bury(plan.deaths)  # step: bury
         for request in plan.requests:
             requests.answer(self.segment, request, text, status)
 
@@ -333,7 +333,7 @@ class Collector:
                 warn=self.settings.log,
             ),
         )
-        self.segment.bump("snapshots")
+        self.segment.bump("snapshots")  # step: counted
         if names is None:
             if plan.trigger != REQUEST:
                 # Who asks for one is told its path; of these nobody else speaks.
@@ -416,7 +416,7 @@ class Collector:
             if not wanted and self.roster.anybody():
                 self.roster.last_alive = time.monotonic()
                 return False
-            segment.set_word("state", SegmentState.CLOSED)
+            segment.set_word("state", SegmentState.CLOSED)  # step: close
             ledger.advance(segment)
             if self.roster.deaths:
                 self.settings.log(
@@ -424,7 +424,7 @@ class Collector:
                     f"be written: read it with `shmrec-dump recover {self.settings.name}`"
                 )
             elif segment.linked():
-                naming.remove(self.settings.name, self.settings.path)
+                naming.remove(self.settings.name, self.settings.path)  # step: unname
                 remove_wakeup(segment)
         for request in requests.pending(segment):
             requests.answer(segment, request, "the recording has been stopped", Status.FAILED)

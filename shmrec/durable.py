@@ -48,7 +48,7 @@ class DurableFile(io.FileIO):
         total = left = sum([view.nbytes for view in views])
         fd = self.fileno()
         while left:
-            written = os.writev(fd, views)
+            written = os.writev(fd, views)  # step: write
             left -= written
             if left:
                 # Short because the disk is all but full: the next call says so.

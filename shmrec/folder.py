@@ -55,7 +55,7 @@ def _make(directory: Path) -> None:
     try:
         for each in reversed(missing):
             with contextlib.suppress(FileExistsError):
-                os.mkdir(each, 0o700)
+                os.mkdir(each, 0o700)  # step: directory
     finally:
         if before is not None:
             os.umask(before)

@@ -67,7 +67,7 @@ class FrameWriter:
     def flush(self) -> None:
         """Give the file all frames so far: the payloads' memory may be used again."""
         parts, self._parts, self._waiting = self._parts, [], 0
-        self._file.writelines(parts)
+        self._file.writelines(parts)  # step: written
 
     def _frame(self, head: bytes, payload: bytes | memoryview = b"") -> None:
         length = len(head) + len(payload)

@@ -34,11 +34,11 @@ def advance(segment: Segment) -> int:
         del own.began[next(iter(own.began))]
     base = CONTROL["ledger"] // WORD + (old + 1) % LEDGER * 2
     # The time first: a reader that finds the number finds its time too.
-    segment.words[base] = 0
+    segment.words[base] = 0  # step: ledger
     fence.release()
-    segment.words[base + 1] = now
+    segment.words[base + 1] = now  # step: ledger
     fence.release()
-    segment.words[base] = old + 1
+    segment.words[base] = old + 1  # step: ledger
     fence.release()
     segment.set_word("generation", old + 1)  # step: advance
     return old

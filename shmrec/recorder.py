@@ -102,6 +102,8 @@ class Recorder:
         self._pid = 0
         self._warned = False
         self._retry_at = 0.0
+        self._rejoining = 0
+        self._missed = 0
         self._words = Words()
         self.exceptions = True
         self._lock: Any = RLock()
@@ -221,27 +223,38 @@ class Recorder:
     def detach(self) -> None:
         """Leave the recording in order; what was recorded stays until overwritten."""
         with self._lock:
-            segment, self._segment = self._segment, None
-            _attached.discard(self)
-            if segment is None:
-                return
-            index, self._index = self._index, -1
             ours = self._pid == os.getpid() and self._engine.bound
-            free = self._engine.unbind()
-            # Who has abandoned it leaves its stacks; whose recording is over has nobody to.
-            # Not before the engine has let go of the descriptor.
-            if ours or segment.state == SegmentState.CLOSED:
-                _stacks().disarm(segment)
-            if ours:
-                entry = segment.geometry.entry(index)
-                segment.words[ENTRY.word("detached_ns", entry)] = time.monotonic_ns()
-                segment.words[ENTRY.word("state", entry)] = EntryState.DETACHED  # step: detached
-                wake(self._wakeup)
-            self._engine.revive = None
-            self._wakeup = None
-            # Else a record of this thread, which a signal interrupted, still goes on there.
-            if free:
-                segment.close()
+            segment, index = self._segment, self._index
+            self._segment, self._index = None, -1
+            if segment is None:
+                _attached.discard(self)
+                return
+            try:
+                self._leave(segment, index, ours)
+            except BaseException:
+                # A signal handler raised. Half left, its end would be taken for a death.
+                with contextlib.suppress(ValueError):  # it was closed already
+                    self._leave(segment, index, ours)
+                raise
+
+    def _leave(self, segment: Segment, index: int, ours: bool) -> None:
+        """Let go of the ring, and of the segment; twice is harmless."""
+        _attached.discard(self)
+        free = self._engine.unbind()
+        # Who has abandoned it leaves its stacks; whose recording is over has nobody to.
+        # Not before the engine has let go of the descriptor.
+        if ours or segment.state == SegmentState.CLOSED:
+            _stacks().disarm(segment)
+        if ours:
+            entry = segment.geometry.entry(index)
+            segment.words[ENTRY.word("detached_ns", entry)] = time.monotonic_ns()
+            segment.words[ENTRY.word("state", entry)] = EntryState.DETACHED  # step: detached
+            wake(self._wakeup)
+        self._engine.revive = None
+        self._wakeup = None
+        # Else a record of this thread, which a signal interrupted, still goes on there.
+        if free:
+            segment.close()
 
     # Joining.
 
@@ -269,11 +282,16 @@ class Recorder:
             self.detach()
             self._label = label
             self._wakeup = open_wakeup(segment)
-            self._claim(segment)
             self._segment = segment
-            self._engine.revive = self._rejoin
-            self._words.forget()
-            _attached.add(self)
+            try:
+                self._claim(segment)
+                self._engine.revive = self._rejoin
+                self._words.forget()
+                _attached.add(self)
+            except BaseException:
+                # A signal handler raised: a ring that was taken meanwhile must not stay so.
+                self.detach()
+                raise
         self.exceptions = exceptions
         try:
             if exceptions:
@@ -300,6 +318,10 @@ class Recorder:
             segment = self._segment
             if self._engine.bound:
                 return True
+            if self._rejoining == os.getpid():
+                # A signal handler records while this very thread is at it.
+                self._missed += 1
+                return False
             if segment is None or self._pid == os.getpid():
                 # The recording was closed under us: no need to ask again.
                 self._engine.revive = None
@@ -309,7 +331,9 @@ class Recorder:
             _stacks().after_fork()
             if time.monotonic() < self._retry_at:
                 return False
+            self._missed = 0
             try:
+                self._rejoining = os.getpid()
                 self._claim(segment, timeout=_REJOIN_SECONDS)
             except LockedError:
                 self._retry_at = time.monotonic() + _RETRY_SECONDS
@@ -317,7 +341,12 @@ class Recorder:
             except (ShmrecError, OSError) as error:
                 self._give_up(f"this forked process is not recorded: {error}")
                 return False
-        _unhandled().at_exit(_leave)
+            finally:
+                self._rejoining = 0
+                # Also where a signal handler raised: else its end would be taken for a death.
+                if self._engine.bound:
+                    _unhandled().at_exit(_leave)
+            self._engine.lose("reentrant", self._missed)
         return True
 
     def _give_up(self, message: str) -> None:
@@ -335,10 +364,16 @@ class Recorder:
     def _claim(self, segment: Segment, *, timeout: float = LOCK_SECONDS) -> None:
         held = [each._index for each in _recorders if each.recording == segment.name]
         held = [index for index in held if index >= 0 and index != self._index]
-        self._index = claim(
-            segment, self._engine, self.engine, self._label, held=held, timeout=timeout
-        )
-        self._pid = os.getpid()
+        before = self._pid
+        try:
+            # Before the ring is ours, lest an exception of a signal handler come in between.
+            self._pid = os.getpid()
+            self._index = claim(
+                segment, self._engine, self.engine, self._label, held=held, timeout=timeout
+            )
+        except BaseException:
+            self._pid = before
+            raise
         # The ring is ours already: who has no memory left for stacks is recorded without them.
         with contextlib.suppress(MemoryError):
             _stacks().arm(segment, self._index, self._engine)

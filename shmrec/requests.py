@@ -226,7 +226,7 @@ def answer(segment: Segment, request: Request, text: str, status: int = Status.D
     words[base + _word("answer_size")] = len(raw)
     words[base + _word("status")] = status
     fence.release()
-    words[base + _word("answered")] = request.ticket
+    words[base + _word("answered")] = request.ticket  # step: answer
 
 
 SNAPSHOT_VERBS: Final = (Verb.SNAPSHOT, Verb.TRANSFER)

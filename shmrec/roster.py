@@ -204,7 +204,7 @@ class Roster:
                 self.watcher.forget(index)
                 continue
             at = self._segment.geometry.entry(index)
-            self._segment.words[ENTRY.word("ended_ns", at)] = now
+            self._segment.words[ENTRY.word("ended_ns", at)] = now  # step: ended
             self.deaths.append(Death(watched, entry.label, now))
         left: list[Death] = []
         for death in self.deaths:
@@ -226,4 +226,4 @@ class Roster:
     def _settle(self, index: int, incarnation: int) -> None:
         word = ENTRY.word("settled", self._segment.geometry.entry(index))
         if self._segment.words[word] != incarnation:
-            self._segment.words[word] = incarnation
+            self._segment.words[word] = incarnation  # step: settle

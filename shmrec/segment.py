@@ -172,10 +172,10 @@ class Segment:
 
     def take_over(self) -> None:
         """Make this process the recording's collector; under the lock."""
-        self.set_word("collector_start", process.start_ticks(os.getpid()))
-        self.set_word("collector_pid", os.getpid())
-        self.set_word("heartbeat_ns", time.monotonic_ns())
-        self.set_word("state", SegmentState.OPEN)
+        self.set_word("collector_start", process.start_ticks(os.getpid()))  # step: adopt
+        self.set_word("collector_pid", os.getpid())  # step: adopt
+        self.set_word("heartbeat_ns", time.monotonic_ns())  # step: adopt
+        self.set_word("state", SegmentState.OPEN)  # step: adopt
 
     def same_boot(self) -> bool:
         """Whether pids in the segment mean anything here: same boot, same pid namespace."""
@@ -255,8 +255,8 @@ class Segment:
             self.words.release()
             self.view.release()
             self._map.close()
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            os.close(fd)
 
     def __enter__(self) -> Segment:
         return self
@@ -376,7 +376,7 @@ def create(
             if collected:
                 segment.take_over()
             fence.release()
-            segment.set_word("magic", layout.SEGMENT_MAGIC)
+            segment.set_word("magic", layout.SEGMENT_MAGIC)  # step: made
     except BaseException:
         segment.close()
         remove(name, path)

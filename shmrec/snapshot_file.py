@@ -82,14 +82,15 @@ class FileWriter:
 
     def header(self, header: Header) -> None:
         """The first frame."""
-        self._frames.write([Frame.HEADER, {key: getattr(header, key) for key in HEADER_KEYS}])
+        value = {key: getattr(header, key) for key in HEADER_KEYS}
+        self._frames.write([Frame.HEADER, value])  # step: frame-header
 
     def producer(self, producer: Producer) -> None:
         """A producer; its batches come after it."""
         value: dict[str, Any] = {key: getattr(producer, key) for key in PRODUCER_KEYS}
         if producer.cause is not None:
             value["cause"] = vars(producer.cause)
-        self._frames.write([Frame.PRODUCER, value])
+        self._frames.write([Frame.PRODUCER, value])  # step: frame-producer
         self.producers += 1
 
     def batch(self, producer: int, batch: Batch | BatchView) -> None:
@@ -105,20 +106,19 @@ class FileWriter:
             head.count,
             head.flags,
         ]
-        self._frames.write_with(fields, batch.payload)
+        self._frames.write_with(fields, batch.payload)  # step: frame-batch
         self.batches += 1
         self.events += head.count
 
     def stack(self, producer: int, stack: Stack) -> None:
         """A dump of the producer with that index."""
-        self._frames.write(
-            [Frame.STACK, producer, {key: getattr(stack, key) for key in STACK_KEYS}]
-        )
+        value = {key: getattr(stack, key) for key in STACK_KEYS}
+        self._frames.write([Frame.STACK, producer, value])  # step: frame-stack
 
     def trailer(self) -> None:
         """The last frame, and all that waited: a file without it is incomplete."""
         counts = {"producers": self.producers, "batches": self.batches, "events": self.events}
-        self._frames.write([Frame.TRAILER, counts])
+        self._frames.write([Frame.TRAILER, counts])  # step: frame-trailer
         self.flush()
 
 

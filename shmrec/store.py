@@ -55,6 +55,8 @@ _NAME: Final = re.compile(
 _AUTOMATIC: Final = tuple(kind.replace("_", "-") for kind in TRIGGERS if kind != "request")
 """What the reasons of snapshots that nobody asked for start with."""
 _TRANSFER: Final = re.compile(r"\.shmrec-[0-9a-f]{16}\.transfer\Z")
+_PID_DIGITS: Final = 8
+"""Of the name of a transfer, the hexadecimal digits that say who wrote it."""
 _BLOCK: Final = 512
 _NO_SYNC: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 """What file systems answer that have no such thing as syncing a directory."""
@@ -152,7 +154,7 @@ class Unfinished:
     def _create(self) -> int:
         flags = os.O_WRONLY | os.O_CLOEXEC
         try:
-            fd = os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self._folder)
+            fd = os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self._folder)  # step: temporary
             if os.path.exists(_own(fd)):
                 return fd
             # Without /proc it could never be given a name.
@@ -163,7 +165,7 @@ class Unfinished:
                 raise
         name = _partial_name()
         flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        fd = os.open(name, flags, 0o600, dir_fd=self._folder)
+        fd = os.open(name, flags, 0o600, dir_fd=self._folder)  # step: temporary
         self._hidden = self._directory / name
         return fd
 
@@ -172,10 +174,10 @@ class Unfinished:
         try:
             fd = self.file.fileno()
             os.fchmod(fd, 0o600)
-            os.fsync(fd)
+            os.fsync(fd)  # step: sync
             for name in names:
                 try:
-                    self._link(fd, name)
+                    self._link(fd, name)  # step: link
                 except FileExistsError:
                     continue
                 self._sync_name(name)
@@ -191,7 +193,7 @@ class Unfinished:
         # The file is whole, on disk, and has its name: to call that a failure would be to have it
         # written again, and told twice.
         try:
-            os.fsync(self._folder)
+            os.fsync(self._folder)  # step: sync-directory
         except OSError as error:
             if error.errno in _NO_SYNC:
                 return
@@ -294,9 +296,9 @@ def _taken(output: Path) -> SnapshotWriteError:
 
 
 def hidden_names() -> Iterator[str]:
-    """Names for files that are handed over and removed at once."""
+    """Names for files that are handed over and removed at once; `sweep` knows their writer."""
     while True:
-        yield f"{HIDDEN_PREFIX}{os.urandom(8).hex()}.transfer"
+        yield f"{HIDDEN_PREFIX}{os.getpid():08x}{os.urandom(4).hex()}.transfer"
 
 
 def take_transfer(path: Path, directory: Path | None = None) -> IO[bytes]:
@@ -424,7 +426,7 @@ def enforce_quota(
         if stored.path in protected:
             continue
         with contextlib.suppress(OSError):
-            remove(stored.path)
+            remove(stored.path)  # step: remove
             removed.append(stored.path)
             number -= 1
             total -= stored.size
@@ -442,10 +444,14 @@ def sweep(directory: Path) -> None:
             with contextlib.suppress(OSError):
                 age = time.time() - entry.stat(follow_symlinks=False).st_mtime
                 if age > _ABANDONED_SECONDS or not _writer_alive(entry.name):
-                    os.unlink(entry.path)
+                    os.unlink(entry.path)  # step: sweep
 
 
 def _writer_alive(name: str) -> bool:
-    """Whether a hidden file's writer may still be at it; transfers are only known by age."""
-    pid = name.removeprefix(HIDDEN_PREFIX).split("-")[0]
-    return not (name.endswith(".partial") and pid.isdigit() and not process.alive(int(pid), 0))
+    """Whether a hidden file's writer may still be at it, as far as its name tells."""
+    said = name.removeprefix(HIDDEN_PREFIX)
+    if _TRANSFER.match(name) is not None:
+        pid = str(int(said[:_PID_DIGITS], 16))
+    else:
+        pid = said.split("-")[0] if name.endswith(".partial") else ""
+    return not (pid.isdigit() and not process.alive(int(pid), 0))

@@ -28,6 +28,7 @@ from shmrec.errors import (
 from shmrec.layout import Geometry, SegmentState
 from shmrec.ring import readers
 from shmrec.segment import Segment
+from shmrec.told import settle_told
 from shmrec.triggers import STACKS, Trigger
 from shmrec.wakeup import remove_wakeup
 
@@ -119,6 +120,8 @@ def _take_existing(settings: Settings) -> Segment | None:
                     f"recording {settings.name!r} is served in another pid namespace: stop it "
                     "there, or choose another name"
                 )
+            # Before anybody is told of: a death is told once, whenever its collector was killed.
+            settle_told(segment, settings.directory)
             if segment.state != SegmentState.CLOSED and _inhabited(segment):
                 segment.take_over()
                 settings.log(f"adopted recording {settings.name!r}")

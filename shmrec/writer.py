@@ -364,11 +364,11 @@ class Writer(OpenBatch):
             if self._busy:
                 self._defer(prefix, name, tail, since, span, opened)
                 return
-            self._busy = True
             words = self._words
             w_writing = self._w_writing
-            words[w_writing] = self._writing + 1  # step: writing-odd
             try:
+                self._busy = True
+                words[w_writing] = self._writing + 1  # step: writing-odd
                 generation = words[self._w_generation]  # step: generation
                 clock = self._clock
                 now = clock()
@@ -401,8 +401,10 @@ class Writer(OpenBatch):
                 if span:
                     if span > 0:
                         self._open[span] = (name, now, thread, opened)
-                    else:
-                        self._open.pop(-span, None)
+                    elif -span in self._open:
+                        # No call: a signal handler that raised at its end would have the event
+                        # counted as interrupted that has been published.
+                        del self._open[-span]
             except BaseException as error:
                 # A signal handler raised in here, or there was no memory. What was published
                 # stands; the next event starts a batch of its own.

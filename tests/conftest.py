@@ -56,6 +56,7 @@ ONCE = {
     "test_hostile_text",
     "test_incidents",
     "test_interpreters",
+    "test_killed_at_every_step",
     "test_layers",
     "test_log",
     "test_lookout",

@@ -54,7 +54,7 @@ LEVELS = (
         "owners",
     ),
     ("copying",),
-    ("recorder", "deaths", "capture", "launch", "survey", "comparison", "scrubbing"),
+    ("recorder", "deaths", "capture", "launch", "survey", "comparison", "scrubbing", "told"),
     ("takeover", "flight", "findings", "roster", "incidents"),
     ("alarms", "verdict"),
     ("collector", "culprits"),

@@ -267,7 +267,9 @@ def test_what_killed_collectors_left_is_swept(tmp_path: Path) -> None:
     dead = tmp_path / f"{store.HIDDEN_PREFIX}999999999-1.partial"
     fresh = tmp_path / next(store.hidden_names())
     abandoned = tmp_path / next(store.hidden_names())
-    for path in (ours, dead, fresh, abandoned):
+    # Handed over by a collector that was killed before anybody could take it.
+    untaken = tmp_path / f"{store.HIDDEN_PREFIX}{0x7FFFFFFF:08x}12345678.transfer"
+    for path in (ours, dead, fresh, abandoned, untaken):
         path.touch()
     os.utime(abandoned, (time.time() - 3600,) * 2)
     store.sweep(tmp_path)
