@@ -124,9 +124,10 @@ class Stage:
                     death_interval=0.0,
                     **{"size": 0, **settings},
                 )
-                collector = Collector(establish(wanted), wanted)
-                # What is kept is not what is tried here.
-                collector.segment.set_word("keep_size", 1 << 30)
+                segment = establish(wanted)
+                # What is kept is not what is tried here. A collector remembers what it was.
+                segment.set_word("keep_size", 1 << 30)
+                collector = Collector(segment, wanted)
                 collector.handle_signals()
                 os.write(said, b"r")
                 serving()
