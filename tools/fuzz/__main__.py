@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import IO, Final
 
 # A program, not a package that is installed: the checkout's root is where `tools` is found.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -85,7 +85,7 @@ class Fuzzing:
         self._found = work / name
         self._crashes = work / "crashes" / name
         self._log = work / f"{name}.log"
-        self._running: subprocess.Popen[str] | None = None
+        self._running: subprocess.Popen[bytes] | None = None
         self._over = False
 
     def run(self, seconds: float) -> Outcome:
@@ -94,12 +94,10 @@ class Fuzzing:
         for folder in (self._found, self._crashes):
             folder.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
-        with open(self._log, "w") as log:
+        with open(self._log, "wb") as log:
             while not self._over and len(outcome.crashes) < _CRASHES:
                 left = seconds - (time.monotonic() - began)
-                if left < 1:
-                    break
-                if not self._session(round(left), outcome, log.write):
+                if left < 1 or not self._session(round(left), outcome, log):
                     break
         outcome.seconds = time.monotonic() - began
         outcome.inputs = sum(1 for _ in self._found.iterdir())
@@ -111,7 +109,7 @@ class Fuzzing:
         if self._running is not None:
             self._running.send_signal(signal.SIGINT)
 
-    def _session(self, seconds: int, outcome: Outcome, log: object) -> bool:
+    def _session(self, seconds: int, outcome: Outcome, log: IO[bytes]) -> bool:
         """One process; whether another may follow."""
         seen = set(self._crashes.iterdir())
         seeds = CORPORA / self._name
@@ -121,21 +119,18 @@ class Fuzzing:
         command += [str(self._found), *([str(seeds)] if seeds.is_dir() else [])]
         command += [f"-max_total_time={seconds}", f"-max_len={self._longest}", *_LIMITS]
         command += [f"-artifact_prefix={self._crashes}/"]
+        began = log.tell()
         self._running = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="backslashreplace",
-            env=self._environment(),
+            command, stdout=log, stderr=subprocess.STDOUT, env=self._environment()
         )
         try:
-            said, _ = self._running.communicate(timeout=seconds + _PATIENCE)
+            self._running.wait(seconds + _PATIENCE)
         except subprocess.TimeoutExpired:
             self._running.kill()
-            said, _ = self._running.communicate()
+            self._running.wait()
             outcome.crashes.append("it did not end when its time was over")
-        log(said)  # type: ignore[operator]
+        log.seek(0, os.SEEK_END)
+        said = self._log.read_bytes()[began:].decode("utf-8", "backslashreplace")
         runs = _RUNS.search(said)
         statuses = _STATUS.findall(said)
         outcome.runs += int(runs[1]) if runs else int(statuses[-1][0]) if statuses else 0

@@ -51,6 +51,10 @@ class _Odd:
         return "<\ud800 odd\0>" * 90
 
 
+_VIEW: Final = memoryview(b"abc")
+"""One for both engines: its `repr` is its address."""
+
+
 def _recursive() -> list[Any]:
     found: list[Any] = [1]
     found.append(found)
@@ -68,7 +72,7 @@ _OBJECTS: Final[tuple[Callable[[], Any], ...]] = (
     lambda: deque([1, 2]),
     lambda: OrderedDict(a=1),
     lambda: bytearray(b"abc"),
-    lambda: memoryview(b"abc"),
+    lambda: _VIEW,
     lambda: 1j,
     lambda: object,
     lambda: {_Text("key"): 1},
