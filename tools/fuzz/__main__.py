@@ -107,7 +107,7 @@ class Fuzzing:
         """End what runs."""
         self._over = True
         if self._running is not None:
-            self._running.send_signal(signal.SIGINT)
+            self._running.send_signal(signal.SIGTERM)
 
     def _session(self, seconds: int, outcome: Outcome, log: IO[bytes]) -> bool:
         """One process; whether another may follow."""
