@@ -108,6 +108,17 @@ def test_bad_events_under_a_good_checksum(tmp_path: Path) -> None:
     assert all(char.isprintable() or char == "\n" for char in shown)
 
 
+def test_a_batch_that_says_it_has_more_events_than_it_has(tmp_path: Path) -> None:
+    fewer = batch([3, 0, "first"])
+    fewer.head.count = 2
+    header = Header(recording="web")
+    file = write_file(tmp_path / "bad.shmrec", header, [(Producer(pid=1), [fewer])])
+    told = "pid 1, batch 1: 1 of 2 events"
+    assert dump_json("verify", file, check=1)["damage"] == [told]
+    assert told in dump("events", file, check=1).stderr
+    assert told in dump("info", file).stdout
+
+
 def test_what_is_asked_for_is_whole(tmp_path: Path) -> None:
     odd = batch([3, 0, "first"])
     odd.payload += b"\x92\x01\x00"

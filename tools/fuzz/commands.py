@@ -7,19 +7,25 @@ ASCII JSON, and ends with a status that is documented; no exception but shmrec's
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
+import pkgutil
 import unicodedata
 from typing import Final
 from unittest import mock
 
 import click
 
-from shmrec.commands import screen
+from shmrec.commands import screen, verbs
 from shmrec.commands.dump import dump
 from shmrec.errors import ShmrecError
 
 __all__ = ["run"]
+
+# The tools import them as they are needed: too late for a fuzzer to count what they cover.
+for _each in pkgutil.iter_modules(verbs.__path__, f"{verbs.__name__}."):
+    importlib.import_module(_each.name)
 
 _STATUS: Final = (0, 1)
 _WIDTH: Final = 4096

@@ -87,8 +87,9 @@ class Fuzzing:
         began = time.monotonic()
         with open(self._log, "wb") as log:
             while not self._over and len(outcome.crashes) < _CRASHES:
-                left = seconds - (time.monotonic() - began)
-                if left < 1 or not self._session(round(left), outcome, log):
+                if time.monotonic() + 1 > began + seconds:
+                    break
+                if not self._session(began + seconds, outcome, log):
                     break
         outcome.seconds = time.monotonic() - began
         outcome.inputs = sum(1 for _ in self._found.iterdir())
@@ -100,22 +101,21 @@ class Fuzzing:
         if self._running is not None:
             self._running.send_signal(signal.SIGTERM)
 
-    def _session(self, seconds: int, outcome: Outcome, log: IO[bytes]) -> bool:
+    def _session(self, until: float, outcome: Outcome, log: IO[bytes]) -> bool:
         """One process; whether another may follow."""
         seen = set(self._crashes.iterdir())
         seeds = CORPORA / self._name
         # The copy of the checkout has the native engine with the sanitizers.
         root = Path(os.environ["SHMREC_FUZZ_COPY"]) if self._sanitized else ROOT
-        command = [sys.executable, str(root / _SESSION), self._name]
+        command = [sys.executable, str(root / _SESSION), self._name, str(until)]
         command += [str(self._found), *([str(seeds)] if seeds.is_dir() else [])]
-        command += [f"-max_total_time={seconds}", f"-max_len={self._longest}", *_LIMITS]
-        command += [f"-artifact_prefix={self._crashes}/"]
+        command += [f"-max_len={self._longest}", f"-artifact_prefix={self._crashes}/", *_LIMITS]
         began = log.tell()
         self._running = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=self._environment()
         )
         try:
-            self._running.wait(seconds + _PATIENCE)
+            self._running.wait(until - time.monotonic() + _PATIENCE)
         except subprocess.TimeoutExpired:
             self._running.kill()
             self._running.wait()

@@ -248,6 +248,8 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     for name in ("number", "generation", "start_ns", "committed", "first", "flags"):
         yield f"slot-{name}", b"\0" + word(_GEOMETRY.ring(0) + SLOT[name], (5 << 32) + 4096)
     payload = _GEOMETRY.ring(0) + SLOT.size
+    large = (1 << 31) - 1
+    yield "slot-large", b"\0" + word(_GEOMETRY.ring(0) + SLOT["committed"], large)
     yield "payload", b"\0" + _patch(payload, b"\xdd\xff\xff\xff\xff")
     yield "payload-later", b"\0" + _patch(payload + 40, b"\xc1" * 20)
     yield "stack", b"\0" + _patch(_GEOMETRY.stack(0), b"\x01" * 64)

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
 """One target under atheris, in a process of its own: `tools/fuzz/run` starts it.
 
-    session.py TARGET [libFuzzer's arguments]
+    session.py TARGET UNTIL [libFuzzer's arguments]
 
-Runs until its time is over or an input fails; libFuzzer then writes that input down and ends
-the process. Only what is imported after `instrument_imports` is seen by the fuzzer.
+Runs until CLOCK_MONOTONIC shows UNTIL or an input fails; libFuzzer then writes that input down
+and ends the process. Only what a target's module imports is seen by the fuzzer.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import pkgutil
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -21,13 +21,6 @@ from typing import Final
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import atheris  # noqa: E402
-
-with atheris.instrument_imports(include=["shmrec"], enable_loader_override=False):
-    from shmrec.commands import verbs
-
-    # The tools import them as they are needed: too late to be counted.
-    for each in pkgutil.iter_modules(verbs.__path__, f"{verbs.__name__}."):
-        importlib.import_module(each.name)
 
 from tools.fuzz.limits import limited  # noqa: E402
 from tools.fuzz.mutation import by_structure  # noqa: E402
@@ -67,7 +60,10 @@ def main() -> None:
     options = {"custom_mutator": mutator} if hasattr(target, "MSGPACK") else {}
     if "SHMREC_SANITIZED" not in os.environ:
         _bound_addresses()
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], one, **options)
+    # Starting takes a while too.
+    left = max(1, round(float(sys.argv[2]) - time.monotonic()))
+    given = [sys.argv[0], *sys.argv[3:], f"-max_total_time={left}"]
+    atheris.Setup(given, one, **options)
     atheris.Fuzz()
 
 
