@@ -1,110 +1,59 @@
-"""Fuzzes the readers of shared memory: a segment that somebody has scribbled over.
+"""Fuzzes the readers of shared memory: what tools read, of a segment that was scribbled over.
 
-An input says what is scribbled over a recording of two producers: its first byte how large the
-file is, then patches: a byte for the region, two for the place in it, one for the length, and
-the bytes. Region and place are taken modulo what there is, so that every input is a segment.
+What an input is, `image` says.
 """
 
 from __future__ import annotations
 
-import os
-import time
 import zlib
-from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 from unittest import mock
 
-from shmrec import ledger, live, process, requests, takeover
+from shmrec import live, requests, takeover
 from shmrec import segment as segments
 from shmrec.errors import NoSuchRecordingError, ShmrecError
-from shmrec.layout import (
-    CONTROL,
-    ENTRY,
-    MINIMUM_SLOTS,
-    REQUEST,
-    SLOT,
-    WORD,
-    EntryState,
-    Geometry,
-    Verb,
-)
 from shmrec.ring import readers
 from shmrec.segment import Segment, open_segment
 from shmrec.snapshot_file import read
 from shmrec.stack_area import fatal_stack
-from shmrec.writer import Writer
 from tools.fuzz import commands
+from tools.fuzz.image import EVENTS, GEOMETRY, HEALTHY, NAME, check_healthy, scribbled, seeds
 from tools.fuzz.workplace import workplace
+
+__all__ = ["HELP", "LONGEST", "check", "seeds"]
 
 HELP: Final = "the readers of shared memory: geometry, rings, ps, recover"
 LONGEST: Final = 2048
-_GEOMETRY: Final = Geometry(producers=2, slots=MINIMUM_SLOTS)
-_NAME: Final = "fuzzed"
-_HEALTHY: Final = 1
-"""The producer that keeps all it has where nobody scribbles over its part."""
-_EVENTS: Final = 40
-_LONG_AGO: Final = 10**9
-_KEEP: Final = 1 << 20
-_PERIOD: Final = 10**10
-
-
-class _Region(NamedTuple):
-    """A part of the segment; `owner` is the producer whose part it is, or None."""
-
-    offset: int
-    size: int
-    owner: int | None
-
-
-def _regions() -> tuple[_Region, ...]:
-    made = [
-        _Region(0, CONTROL["generation"], None),
-        _Region(CONTROL["generation"], CONTROL.size - CONTROL["generation"], None),
-        _Region(_GEOMETRY.request(0), 2 * REQUEST.size, None),
-    ]
-    for index in range(_GEOMETRY.producers):
-        made.append(_Region(_GEOMETRY.entry(index), ENTRY.size, index))
-        made.append(_Region(_GEOMETRY.stack(index), _GEOMETRY.stack_size, index))
-        for slot in range(_GEOMETRY.slots):
-            at = _GEOMETRY.ring(index) + slot * _GEOMETRY.slot_size
-            made.append(_Region(at, SLOT.size, index))
-            made.append(_Region(at + SLOT.size, _GEOMETRY.payload_size, index))
-    return tuple(made)
-
-
-_REGIONS: Final = _regions()
 
 
 def check(data: bytes) -> None:
     """What holds of any segment."""
-    image, scribbled = _scribbled(data)
+    image, over = scribbled(data)
     path = workplace() / "segment"
     path.touch(mode=0o600)
     path.write_bytes(image)
     # A segment without its magic is one that is still being made: that is not waited for.
     with mock.patch.object(segments, "_READY_SECONDS", 0.0):
-        _look(str(path), scribbled, zlib.crc32(data))
+        _look(str(path), over, zlib.crc32(data))
     assert path.read_bytes() == image, "a reader wrote into the segment"
 
 
-def _look(path: str, scribbled: set[int | None], chosen: int) -> None:
+def _look(path: str, over: set[int | None], chosen: int) -> None:
     try:
-        segment = open_segment(_NAME, path, writable=False)
+        segment = open_segment(NAME, path, writable=False)
     except NoSuchRecordingError:
         raise AssertionError("the file is there") from None
     except ShmrecError:
         if chosen % 4 == 0:
             assert commands.run("ps", "--path", path)[0] == 1
-        assert None in scribbled, "what nobody scribbled over is refused"
+        assert None in over, "what nobody scribbled over is refused"
         return
     with segment:
-        assert len(segment.view) == _GEOMETRY.segment_size
-        _read(segment, scribbled)
+        assert len(segment.view) == GEOMETRY.segment_size
+        _read(segment, over)
         recovered = takeover.recover(segment, workplace() / "snapshots")
     try:
-        _check_recovered(recovered, path, scribbled)
+        check_healthy(read(recovered), over)
         if chosen % 4 == 0:
             commands.run("ps", "--path", path, "--all", *["--json"] * (chosen >> 2 & 1))
         elif chosen % 4 == 1:
@@ -113,7 +62,7 @@ def _look(path: str, scribbled: set[int | None], chosen: int) -> None:
         recovered.unlink()
 
 
-def _read(segment: Segment, scribbled: set[int | None]) -> None:
+def _read(segment: Segment, over: set[int | None]) -> None:
     """Everything that reads memory, by itself."""
     live.look(segment)
     for each in live.producers(segment):
@@ -122,137 +71,14 @@ def _read(segment: Segment, scribbled: set[int | None]) -> None:
     for reader in readers(segment):
         entry = reader.entry()
         scan = reader.scan()
-        assert len(scan.heads) + len(scan.damage) <= _GEOMETRY.slots
+        assert len(scan.heads) + len(scan.damage) <= GEOMETRY.slots
         for head in scan.heads:
             batch = reader.copy(head)
-            assert batch is None or len(batch.payload) == head.size <= _GEOMETRY.payload_size
+            assert batch is None or len(batch.payload) == head.size <= GEOMETRY.payload_size
         fatal_stack(segment, entry)
         reader.progress()
         reader.mark()
-        assert len(reader.newest(1 << 40)) <= _GEOMETRY.slots
-        if reader.index == _HEALTHY and not scribbled & {None, _HEALTHY}:
+        assert len(reader.newest(1 << 40)) <= GEOMETRY.slots
+        if reader.index == HEALTHY and not over & {None, HEALTHY}:
             assert not scan.damage
-            assert sum(head.count for head in scan.heads) == _EVENTS
-
-
-def _check_recovered(recovered: Path, path: str, scribbled: set[int | None]) -> None:
-    """A snapshot of any memory is whole as a file, and a batch that is bad is bad alone."""
-    snapshot = read(recovered)
-    assert not snapshot.damage, snapshot.damage
-    for note in snapshot.verify():
-        assert note.startswith("pid "), note
-    list(snapshot.runs())
-    if not scribbled & {None, _HEALTHY}:
-        [healthy] = [each for each in snapshot.producers if each.index == _HEALTHY]
-        mine = [event for event in snapshot.events() if event.producer == _HEALTHY]
-        assert [event.args["n"] for event in mine] == list(range(_EVENTS))
-        assert not healthy.damage
-
-
-def _scribbled(data: bytes) -> tuple[bytes, set[int | None]]:
-    """The segment's bytes, and whose parts were scribbled over (None: what is everybody's)."""
-    image = bytearray(_base())
-    scribbled: set[int | None] = set()
-    at = 1
-    while at + 4 <= len(data):
-        region = _REGIONS[data[at] % len(_REGIONS)]
-        place = int.from_bytes(data[at + 1 : at + 3], "little") % region.size
-        raw = data[at + 4 : at + 4 + data[at + 3]][: region.size - place]
-        image[region.offset + place : region.offset + place + len(raw)] = raw
-        scribbled.add(region.owner)
-        at += 4 + data[at + 3]
-    size = data[0] if data else 0
-    if size:
-        # A file that was cut, or is longer than it says.
-        scribbled.add(None)
-        wanted = len(image) * size // 128
-        image = image[:wanted] if wanted < len(image) else image + bytes(wanted - len(image))
-    return bytes(image), scribbled
-
-
-@lru_cache(maxsize=1)
-def _base() -> bytes:
-    """The memory of a producer that has died, and of this process, recording the same."""
-    path = workplace() / "base"
-    path.unlink(missing_ok=True)
-    with segments.create(
-        _NAME, _GEOMETRY, path=str(path), keep_size=_KEEP, keep_period_ns=_PERIOD
-    ) as segment:
-        for index in range(_GEOMETRY.producers):
-            _record(segment, index)
-        segment.set_word("heartbeat_ns", time.monotonic_ns())
-        made = bytes(segment.view)
-    path.unlink()
-    return made
-
-
-def _record(segment: Segment, index: int) -> None:
-    entry = segment.geometry.entry(index)
-    words = {
-        "incarnation": 1,
-        "state": EntryState.LIVE,
-        "pid": os.getpid(),
-        "start_ticks": process.start_ticks(os.getpid()) if index == _HEALTHY else _LONG_AGO,
-        "attached_ns": time.monotonic_ns(),
-        "engine": 1,
-    }
-    for name, value in words.items():
-        segment.words[ENTRY.word(name, entry)] = value
-    label = f"worker {index}".encode()
-    start = entry + ENTRY["label"]
-    segment.view[start : start + len(label)] = label
-    writer = Writer()
-    writer.bind(
-        segment.view,
-        segment.words,
-        entry=entry,
-        ring=segment.geometry.ring(index),
-        slot_size=segment.geometry.slot_size,
-        slots=segment.geometry.slots,
-    )
-    for n in range(_EVENTS - 1):
-        writer.instant("hit", n=n)
-        if n % 15 == 14:
-            ledger.advance(segment)
-    writer.begin("request", n=_EVENTS - 1)
-    writer.forget()
-
-
-def _patch(offset: int, raw: bytes) -> bytes:
-    """What scribbles these bytes there."""
-    for number, region in enumerate(_REGIONS):
-        if region.offset <= offset < region.offset + region.size:
-            place = (offset - region.offset).to_bytes(2, "little")
-            return bytes((number,)) + place + bytes((len(raw),)) + raw
-    raise ValueError(offset)
-
-
-def seeds() -> Iterator[tuple[str, bytes]]:
-    """Each word scribbled over with something, and some whole regions."""
-
-    def word(offset: int, value: int) -> bytes:
-        return _patch(offset, value.to_bytes(WORD, "little"))
-
-    yield "untouched", b"\0"
-    yield "cut", b"\x30"
-    yield "longer", b"\xff"
-    for name in ("magic", "layout_version", "byte_order", "producers", "slots", "segment_size"):
-        yield f"control-{name}", b"\0" + word(CONTROL[name], 1 << 40)
-    yield "control-collected", b"\0" + word(CONTROL["collector_pid"], 1 << 40)
-    yield "control-times", b"\0" + word(CONTROL["heartbeat_ns"], (1 << 64) - 1)
-    yield "control-keep", b"\0" + word(CONTROL["keep_size"], 1)
-    yield "control-name", b"\0" + _patch(CONTROL["name"], b"\x1b[31m/../\xff" + b"x" * 52)
-    for name in ("state", "pid", "opening", "writing", "losses", "incarnation", "detached_ns"):
-        yield f"entry-{name}", b"\0" + word(_GEOMETRY.entry(0) + ENTRY[name], (1 << 62) - 1)
-    yield "entry-label", b"\0" + _patch(_GEOMETRY.entry(0) + ENTRY["label"], b"\x1b[2J\xff" * 16)
-    for name in ("number", "generation", "start_ns", "committed", "first", "flags"):
-        yield f"slot-{name}", b"\0" + word(_GEOMETRY.ring(0) + SLOT[name], (5 << 32) + 4096)
-    payload = _GEOMETRY.ring(0) + SLOT.size
-    large = (1 << 31) - 1
-    yield "slot-large", b"\0" + word(_GEOMETRY.ring(0) + SLOT["committed"], large)
-    yield "payload", b"\0" + _patch(payload, b"\xdd\xff\xff\xff\xff")
-    yield "payload-later", b"\0" + _patch(payload + 40, b"\xc1" * 20)
-    yield "stack", b"\0" + _patch(_GEOMETRY.stack(0), b"\x01" * 64)
-    request = _GEOMETRY.request(0)
-    asked = word(request + REQUEST["verb"], Verb.TRIGGER) + word(request + REQUEST["asked"], 7)
-    yield "request", b"\0" + asked + word(request + REQUEST["reason_size"], 1 << 50)
+            assert sum(head.count for head in scan.heads) == EVENTS
