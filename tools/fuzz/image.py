@@ -40,7 +40,9 @@ HEALTHY: Final = 1
 EVENTS: Final = 40
 _LONG_AGO: Final = 10**9
 _KEEP: Final = 1 << 20
-_PERIOD: Final = 10**10
+_PERIOD: Final = 60 * 10**9
+_FRESH_SECONDS: Final = 10
+"""For so long a recording that was made serves: events older than the period are not kept."""
 
 
 class _Region(NamedTuple):
@@ -72,7 +74,7 @@ _REGIONS: Final = _regions()
 
 def scribbled(data: bytes) -> tuple[bytes, set[int | None]]:
     """The segment's bytes, and whose parts were scribbled over (None: what is everybody's)."""
-    image = bytearray(_base())
+    image = bytearray(_base(time.monotonic() // _FRESH_SECONDS))
     over: set[int | None] = set()
     at = 1
     while at + 4 <= len(data):
@@ -92,8 +94,11 @@ def scribbled(data: bytes) -> tuple[bytes, set[int | None]]:
 
 
 @lru_cache(maxsize=1)
-def _base() -> bytes:
-    """The memory of a producer that has died, and of this process, recording the same."""
+def _base(made: float) -> bytes:
+    """The memory of a producer that has died, and of this process, recording the same.
+
+    `made` is when: another time is another recording.
+    """
     path = workplace() / "base"
     path.unlink(missing_ok=True)
     with segments.create(
