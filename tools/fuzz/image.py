@@ -107,9 +107,9 @@ def _base(made: float) -> bytes:
         for index in range(GEOMETRY.producers):
             _record(segment, index)
         segment.set_word("heartbeat_ns", time.monotonic_ns())
-        made = bytes(segment.view)
+        memory = bytes(segment.view)
     path.unlink()
-    return made
+    return memory
 
 
 def _record(segment: Segment, index: int) -> None:
