@@ -30,6 +30,23 @@ _HEAD: Final[dict[str, Any]] = {
     "producer": 3,
 }
 
+_ODD: Final[tuple[Any, ...]] = (
+    *([3, 5.0, 0], [3, True, 0], [3, 5, 9], [3, 5, []], [3, 5, 0, []], [3, 5, 0, {1: 2}], [3]),
+    *([True, 5, 0, "x"], [3.0, 5, 0], [99, 5, 0], [-1, 5, 0], [], 7, {3: 0, 5: 0}, [3, -9, 0]),
+    *([0, 5, 0, 7], [0, 5, [], "x"], [0, 5, 0], [1, 5, "t", 0], [1, 5, 1.0, 0], [1, 5, 7, 9]),
+    *([2, 5, 0, "1", 2], [2, 5, 0, 1, "2"], [2, 5, 0, 1, 2, []], [2, 5, 9, 1, 2], [2, 5, 0, 1]),
+    *([4, 5, 0, "1"], [4, 5, 0, False], [4, 5, 0], [4, 5, 0, 1, []], [4, 5, 0, 1, {b"k": 1}]),
+    *(
+        [5, 5, 0, 1.0, 1],
+        [5, 5, 0, 1, None],
+        [5, 5, 0, 1, 1, 7],
+        [5, 5, 0],
+        [6, 5, 0],
+        [6, 5, 9, 1],
+    ),
+)
+"""Events that are not quite what a writer writes."""
+
 
 def check(data: bytes) -> None:
     """What holds of any payload."""
@@ -65,7 +82,8 @@ def _carefully(payload: bytes, flags: int) -> tuple[list[Event], str]:
         assert type(span.start_ns) is int
         assert type(span.args) is dict
     for event in events:
-        assert type(event.time_ns) is int
+        assert type(event.time_ns) is type(event.thread) is type(event.span) is int
+        assert event.duration_ns is None or type(event.duration_ns) is int
         assert type(event.name) is type(event.thread_name) is str
         assert all(type(key) is str for key in event.args)
     return events, decoded.damage
@@ -104,3 +122,6 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield "whole", b"\x06" + made[-2].payload
     yield "preamble-partial", b"\x01" + made[-1].payload
     yield "empty", b"\x00"
+    named = b"".join(map(msgpack.packb, ([0, 0, 0, "main"], [1, 0, 11, 0])))
+    for number, odd in enumerate(_ODD):
+        yield f"odd-{number:02}", b"\x06" + named + msgpack.packb(odd) + msgpack.packb([3, 1, 0])

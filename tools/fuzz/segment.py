@@ -12,6 +12,7 @@ from unittest import mock
 from shmrec import live, requests, takeover
 from shmrec import segment as segments
 from shmrec.errors import NoSuchRecordingError, ShmrecError
+from shmrec.layout import LOST_AT_MOST, REASON_BYTES
 from shmrec.ring import readers
 from shmrec.segment import Segment, open_segment
 from shmrec.snapshot_file import read
@@ -67,9 +68,10 @@ def _read(segment: Segment, over: set[int | None]) -> None:
     live.look(segment)
     for each in live.producers(segment):
         assert all(isinstance(note, str) for note in each.damage)
-    list(requests.pending(segment))
+    assert all(len(each.reason) <= REASON_BYTES for each in requests.pending(segment))
     for reader in readers(segment):
         entry = reader.entry()
+        assert max(entry.losses.values()) <= LOST_AT_MOST
         scan = reader.scan()
         assert len(scan.heads) + len(scan.damage) <= GEOMETRY.slots
         for head in scan.heads:

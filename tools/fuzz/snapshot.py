@@ -17,8 +17,9 @@ from typing import Any, Final
 import msgpack
 
 from shmrec.errors import DamagedFileError, ShmrecError
+from shmrec.frame_values import HEADER_KEYS, PRODUCER_KEYS, STACK_KEYS
 from shmrec.frames import frames
-from shmrec.layout import FILE_MAGIC, FRAME_HEADER_SIZE
+from shmrec.layout import FILE_MAGIC, FRAME_HEADER_SIZE, Frame
 from shmrec.manifest import Cause, Header, Producer, Stack
 from shmrec.redaction import DEFAULT_PATTERNS, Rules
 from shmrec.scrubbing import scrub
@@ -44,6 +45,7 @@ _TOOLS: Final = (
     ("verify",),
     ("verify", "--json"),
 )
+_CHECKS: Final = 8
 _NOW: Final = 10**12
 _COMPARED: Final = 50
 """Events looked at in every part."""
@@ -51,19 +53,28 @@ _COMPARED: Final = 50
 
 def check(data: bytes) -> None:
     """What holds of any file."""
+    # One of the checks: all of them would take too long each time.
+    _check(data, zlib.crc32(data))
+
+
+def thoroughly(data: bytes) -> None:
+    """The same, and all of it."""
+    for chosen in (*range(_CHECKS), *(_CHECKS - 1 + (n << 8) for n in range(len(_TOOLS)))):
+        _check(data, chosen)
+
+
+def _check(data: bytes, chosen: int) -> None:
     raw = data if data.startswith(FILE_MAGIC) else sealed(data)
-    chosen = zlib.crc32(data)
     path = workplace() / "fuzzed.shmrec"
     path.write_bytes(raw)
     told = _told(path)
-    # One of these: all of them would take too long each time.
-    if chosen % 8 == 0:
+    if chosen % _CHECKS == 0:
         assert told == _told(path), "the same file read twice is not the same"
-    elif chosen % 8 == 1:
+    elif chosen % _CHECKS == 1:
         _check_prefix(path, raw, len(raw) - 1 - (chosen >> 8) % max(len(raw) // 2, 1))
-    elif chosen % 8 == 2:
+    elif chosen % _CHECKS == 2:
         commands.run("diff", _earlier(), path, *["--json"] * (chosen >> 8 & 1))
-    elif chosen % 8 == 3 and told[0] != "refused":
+    elif chosen % _CHECKS == 3 and told[0] != "refused":
         _check_scrubbing(path)
     else:
         verb = _TOOLS[(chosen >> 8) % len(_TOOLS)]
@@ -166,8 +177,40 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     flipped[len(FILE_MAGIC) + 4] ^= 1
     yield "file-flipped", bytes(flipped)
     yield "magic", FILE_MAGIC
+    yield from _of_wrong_types()
     yield "header", msgpack.packb([1, {"recording": "web", "taken_mono_ns": 5}])
     yield "deep", msgpack.packb([1, {"recording": "web"}]) + b"\x92\x02" + b"\x91" * 600 + b"\xc0"
+
+
+def _of_wrong_types() -> Iterator[tuple[str, bytes]]:
+    """Frames whose values are not what they should be, one field at a time."""
+    other: dict[type, Any] = {str: 7, int: "7", list: {}, dict: [7], bool: 3}
+
+    def frames_of(kind: int, target: Any, keys: tuple[str, ...], *more: int) -> bytes:
+        found = b""
+        for key in keys:
+            of_type = type(getattr(target, key))
+            for wrong in (other[of_type], None, [[7]] if of_type is list else {"k": {}}):
+                found += msgpack.packb([kind, *more, {key: wrong}])
+        return found
+
+    header = msgpack.packb([Frame.HEADER, {"recording": "web", "taken_mono_ns": _NOW}])
+    producer = msgpack.packb([Frame.PRODUCER, {"index": 0, "pid": 7, "state": "dead"}])
+    stack = Stack("", 0, "")
+    yield "wrong-header", header + frames_of(Frame.HEADER, Header(), HEADER_KEYS) + producer
+    yield "wrong-producer", header + frames_of(Frame.PRODUCER, Producer(), PRODUCER_KEYS)
+    yield "wrong-stack", header + producer + frames_of(Frame.STACK, stack, STACK_KEYS, 0)
+    inner = {"suspects": ["x"], "requests": [7, {"pid": []}], "notes": [7], "generations": ["x"]}
+    inner |= {"suppressed": {7: "x"}}
+    of_producer = {"losses": {7: "x"}, "damage": [7], "facts": [7, [1] * 6], "memory": {7: "x"}}
+    of_producer |= {"host": {"timeout_ms": "x"}, "doing": {"running": 7}, "cause": {"signal": "x"}}
+    yield (
+        "wrong-inside",
+        header
+        + msgpack.packb([Frame.HEADER, inner])
+        + msgpack.packb([Frame.PRODUCER, {"index": 1, "state": "running", **of_producer}])
+        + msgpack.packb([Frame.PRODUCER, {"index": 0, "state": "dead", **of_producer}]),
+    )
 
 
 def _write(file: io.BytesIO, now: int = _NOW) -> None:

@@ -16,7 +16,8 @@ class Target(Protocol):
     """What a target's module has.
 
     May also have `MSGPACK`, where the msgpack values of its inputs begin, and `SANITIZED`, true
-    if it exercises the native engine and so wants it built with the sanitizers.
+    if it exercises the native engine and so wants it built with the sanitizers; and
+    `thoroughly`, a `check` that takes longer and is for inputs that are kept.
     """
 
     HELP: str
