@@ -23,7 +23,8 @@ class Analysis:
 
     `findings` are of the producers, in their order. `culprits` and `groups` name them by their
     places in it. `durations` are those of completed spans whose names are open somewhere.
-    `unknowns` are sentences: what cannot be known of the whole.
+    `unknowns` are sentences: what cannot be known of the whole. `damage` says of which batches
+    not all events could be read.
     """
 
     findings: list[Finding]
@@ -31,6 +32,7 @@ class Analysis:
     groups: list[Group] = field(default_factory=list)
     durations: dict[str, Durations] = field(default_factory=dict)
     unknowns: list[str] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
 
     @property
     def died(self) -> list[Finding]:
@@ -58,13 +60,14 @@ def analyse(snapshot: Snapshot) -> Analysis:
         rank(findings, suspects, header.taken_mono_ns, seen.durations),
         groups(findings),
         seen.durations,
-        _unknowns(snapshot),
+        _unknowns(snapshot, seen.damage),
+        seen.damage,
     )
 
 
-def _unknowns(snapshot: Snapshot) -> list[str]:
+def _unknowns(snapshot: Snapshot, damage: list[str]) -> list[str]:
     said = []
-    if snapshot.damage:
+    if snapshot.damage or damage:
         said.append("the file is damaged: producers or events may be missing")
     if not snapshot.header.flushes and snapshot.batches:
         said.append("nothing was flushed: the newest events of some may be missing")

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -186,11 +186,17 @@ class Snapshot:
         return chain.from_iterable(self.runs(producers=producers, facts=facts))
 
     def runs(
-        self, *, producers: set[int] | None = None, ordered: bool = True, facts: bool = False
+        self,
+        *,
+        producers: set[int] | None = None,
+        ordered: bool = True,
+        facts: bool = False,
+        told: Callable[[str], None] = lambda note: None,
     ) -> Iterator[list[Event]]:
         """The same events in lists, which is how to go through many of them fast.
 
-        Not `ordered`, they come producer by producer, which is faster still.
+        Not `ordered`, they come producer by producer, which is faster still. `told` is called
+        with a sentence for each batch that has not all of its events; `damage` is of the file.
         """
         wanted = [
             producer
@@ -199,7 +205,7 @@ class Snapshot:
         ]
         size = run_size(len(wanted) if ordered else 1)
         with open(self.path, "rb") as file:
-            streams = [self._runs_of(file, producer, size) for producer in wanted]
+            streams = [self._runs_of(file, producer, size, told=told) for producer in wanted]
             if facts:
                 streams += [fact_runs(producer, size) for producer in wanted]
             yield from merged(streams, size) if ordered else chain.from_iterable(streams)
@@ -233,10 +239,22 @@ class Snapshot:
                 yield Batch(head, payload)
 
     def _runs_of(
-        self, file: IO[bytes], producer: Producer, size: int, first: int = 0
+        self,
+        file: IO[bytes],
+        producer: Producer,
+        size: int,
+        first: int = 0,
+        told: Callable[[str], None] = lambda note: None,
     ) -> Iterator[list[Event]]:
         for where in islice(self._batches.get(producer.index, ()), first, None):
-            yield from self._decoded(file, producer, where, size)
+            decoded = self._decoded(file, producer, where, size)
+            count = 0
+            for run in decoded:
+                count += len(run)
+                yield run
+            if decoded.damage or count != where.count:
+                wrong = decoded.damage or f"{count} of {where.count} events"
+                told(f"pid {producer.pid}, batch {where.number}: {wrong}")
 
     def _decoded(self, file: IO[bytes], producer: Producer, where: _Where, size: int) -> Runs:
         return Runs(
@@ -376,16 +394,8 @@ class Snapshot:
     def verify(self) -> list[str]:
         """Decode every event; say what is damaged, `damage` included."""
         found = list(self.damage)
-        with open(self.path, "rb") as file:
-            for producer in self.producers:
-                for where in self._batches.get(producer.index, ()):
-                    decoded = self._decoded(file, producer, where, run_size(1))
-                    count = sum(map(len, decoded))
-                    place = f"pid {producer.pid}, batch {where.number}"
-                    if decoded.damage:
-                        found.append(f"{place}: {decoded.damage}")
-                    elif count != where.count:
-                        found.append(f"{place}: {count} of {where.count} events")
+        for _ in self.runs(ordered=False, told=found.append):
+            pass
         return found[:_NOTES_LIMIT]
 
 

@@ -27,6 +27,7 @@ LAST: Final = 1_000_000_000
 _NAMES_LIMIT: Final = 512
 _SAMPLES_LIMIT: Final = 1 << 14
 _EXCEPTIONS_LIMIT: Final = 8
+_NOTES_LIMIT: Final = 100
 _LONGEST: Final = (1 << 63) - 1
 
 _time = itemgetter(Event._fields.index("time_ns"))
@@ -78,10 +79,19 @@ class Seen:
 
 @dataclass
 class Survey:
-    """`durations` by the span's name, `seen` by the producer's index."""
+    """`durations` by the span's name, `seen` by the producer's index.
+
+    `damage` names batches that have not all of their events, the first of them.
+    """
 
     durations: dict[str, Durations] = field(default_factory=dict)
     seen: dict[int, Seen] = field(default_factory=dict)
+    damage: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """One more batch that is damaged."""
+        if len(self.damage) < _NOTES_LIMIT:
+            self.damage.append(text)
 
 
 def survey(snapshot: Snapshot, names: Collection[str] | None = None) -> Survey:
@@ -94,7 +104,7 @@ def survey(snapshot: Snapshot, names: Collection[str] | None = None) -> Survey:
     end, exception = END.name, EXCEPTION.name
     room = _NAMES_LIMIT if names is None else 0
     since = {each.index: snapshot.reference_ns(each) - LAST for each in snapshot.producers}
-    for run in snapshot.runs(ordered=False):
+    for run in snapshot.runs(ordered=False, told=found.note):
         seen = found.seen.setdefault(run[0].producer, Seen())
         seen.last = run[-1]
         old = bisect_left(run, since.get(run[0].producer, 0), key=_time)

@@ -164,7 +164,9 @@ def failure(*args: object, check: int = 1, env: dict[str, str] | None = None) ->
     return lines[0]
 
 
-def on_terminal(*args: object, columns: int = 80, env: dict[str, str] | None = None) -> str:
+def on_terminal(
+    *args: object, columns: int = 80, env: dict[str, str] | None = None, check: int = 0
+) -> str:
     """What the tool prints on a terminal of so many columns."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
@@ -181,7 +183,7 @@ def on_terminal(*args: object, columns: int = 80, env: dict[str, str] | None = N
         while chunk := os.read(main, 65536):
             shown += chunk
     os.close(main)
-    assert running.wait(WAIT_SECONDS) == 0, shown
+    assert running.wait(WAIT_SECONDS) == check, shown
     return shown.decode().replace("\r\n", "\n")
 
 

@@ -196,6 +196,26 @@ def test_garbage_is_read_alike(payload: bytes, size: int) -> None:
     check(payload, size)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b"\xc4\x03abc", b"\xa3abc", b"\xcc\x07", b"\xd3" + bytes(8), b"\xcb" + bytes(8)),
+        *(b"\x92\x01\x02", b"\x81\xa1k\x07", b"\xc7\x02\x05ab", b"\x91\xc0"),
+    ],
+)
+def test_a_batch_that_is_cut_inside_its_last_event_says_so(value: bytes) -> None:
+    before = packed(*NAMED, [3, 1, 1, {"n": 1}])
+    payload = before + b"\x94\x03\x01\x01\x81\xa1v" + value
+    assert in_bulk(payload) == carefully(payload)
+    assert (len(in_bulk(payload)[0]), in_bulk(payload)[1]) == (2, "")
+    for length in range(len(before) + 1, len(payload)):
+        found, damage = in_bulk(payload[:length])
+        assert (found, damage) == carefully(payload[:length])
+        assert len(found) == 1
+        assert "not a whole event" in damage
+    assert in_bulk(before)[1] == ""
+
+
 def test_the_events_before_the_damage_come_once_each() -> None:
     payload = packed(*NAMED, *([3, 1, 1, {"n": n}] for n in range(10)), [3, 1, 99], [3, 1, 1])
     for size in (1, 3, 10, WHOLE):

@@ -48,7 +48,10 @@ def test_cut_off(intact: Path, tmp_path: Path) -> None:
     report = dump("info", cut).stdout
     assert "This file is damaged" in report
     assert "Not complete" in report
-    assert dump("events", cut).stdout
+    listed = dump("events", cut, check=1)
+    assert listed.stdout
+    assert listed.stderr.count("\n") == 1
+    assert "cut.shmrec is damaged, events may be missing: " in listed.stderr
 
 
 @pytest.mark.parametrize("length", [0, 4, len(FILE_MAGIC), len(FILE_MAGIC) + FRAME_HEADER_SIZE])
@@ -90,9 +93,42 @@ def test_bad_events_under_a_good_checksum(tmp_path: Path) -> None:
     found = dump_json("verify", file, check=1)
     assert any("batch 1" in note for note in found["damage"])
     assert any("batch 2" in note for note in found["damage"])
-    assert dump("events", file).stdout.count("\n") == 2
+    for more in ([], ["--json"], ["--tail", "5"]):
+        listed = dump("events", file, *more, check=1)
+        assert listed.stdout.count("\n") == 2
+        assert "is damaged, events may be missing: pid 1, batch 1: " in listed.stderr
+        assert listed.stderr.endswith(", and 1 more: see `shmrec-dump verify`\n")
+    assert dump("events", file, "--count", check=1).stdout == "2\n"
+    info = dump_json("info", file)
+    assert (info["complete"], len(info["damage"])) == (False, 2)
+    report = dump("info", file).stdout
+    assert "This file is damaged" in report
+    assert report.count("batch 1: ") == report.count("batch 2: ") == 1
     shown = dump("verify", file, check=1).stdout
     assert all(char.isprintable() or char == "\n" for char in shown)
+
+
+def test_a_batch_that_says_it_has_more_events_than_it_has(tmp_path: Path) -> None:
+    fewer = batch([3, 0, "first"])
+    fewer.head.count = 2
+    header = Header(recording="web")
+    file = write_file(tmp_path / "bad.shmrec", header, [(Producer(pid=1), [fewer])])
+    told = "pid 1, batch 1: 1 of 2 events"
+    assert dump_json("verify", file, check=1)["damage"] == [told]
+    assert told in dump("events", file, check=1).stderr
+    assert told in dump("info", file).stdout
+
+
+def test_what_is_asked_for_is_whole(tmp_path: Path) -> None:
+    odd = batch([3, 0, "first"])
+    odd.payload += b"\x92\x01\x00"
+    producers = [
+        (Producer(index=0, pid=1, state="running"), [batch([3, 0, "well"])]),
+        (Producer(index=1, pid=2, state="running"), [odd]),
+    ]
+    file = write_file(tmp_path / "bad.shmrec", Header(recording="web"), producers)
+    assert dump("events", file, "--pid", 1).stderr == ""
+    assert "pid 2, batch 1" in dump("events", file, "--pid", 2, check=1).stderr
 
 
 def test_not_there(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from shmrec.generation import Evidence, Flush, Flushes, Sight
@@ -153,6 +155,14 @@ def test_generations_are_kept_whole_from_the_newest_complete_one_to_the_limits(
 ) -> None:
     kept = oldest_kept(RINGS, 3, ENDS, size=size, period_ns=period, now_ns=4000)
     assert kept == oldest
+
+
+def test_one_producer_that_lies_about_its_times_costs_the_others_nothing() -> None:
+    liar = [dataclasses.replace(RINGS[0][-1], start_ns=1)]
+    rings = [*RINGS, liar]
+    for period in (999, 1500, 10_000):
+        kept = oldest_kept(rings, 3, ENDS, size=10_000, period_ns=period, now_ns=4000)
+        assert kept == oldest_kept(RINGS, 3, ENDS, size=10_000, period_ns=period, now_ns=4000)
 
 
 def test_without_a_ledger_a_generations_beginning_decides() -> None:

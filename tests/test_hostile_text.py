@@ -169,7 +169,8 @@ READING = [
 @pytest.mark.parametrize("verb", READING, ids=" ".join)
 def test_what_reads_a_snapshot(file: Path, verb: tuple[str, ...], as_json: bool) -> None:
     done = dump(verb[0], file, *verb[1:], *["--json"] * as_json, check=None)
-    assert done.returncode == (1 if verb == ("verify",) else 0), done.stderr
+    # One of its batches is damaged.
+    assert done.returncode == (1 if verb[0] in ("verify", "events") else 0), done.stderr
     harmless(done.stdout)
     harmless(done.stderr)
     assert "evil" in done.stdout or verb in (("verify",), ("stacks", "--pid", "99"))
@@ -224,7 +225,8 @@ def test_what_cannot_be_read(file: Path, verb: str) -> None:
 
 @pytest.mark.parametrize("verb", ["info", "stacks", "events"])
 def test_on_a_terminal(file: Path, verb: str) -> None:
-    harmless(on_terminal(verb, file, columns=60), styled=True)
+    status = int(verb == "events")
+    harmless(on_terminal(verb, file, columns=60, check=status), styled=True)
 
 
 def test_scrubbing(file: Path, tmp_path: Path) -> None:

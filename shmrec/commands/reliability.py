@@ -6,6 +6,7 @@ Runs in ``shmrec-dump info``.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 from shmrec.commands.screen import Screen
@@ -45,11 +46,14 @@ def print_losses(screen: Screen, snapshot: Snapshot) -> None:
         screen.line(f"{total} beyond what a snapshot keeps ({limits})", indent=2)
 
 
-def print_reliability(screen: Screen, snapshot: Snapshot) -> None:
-    """Say whether the snapshot is complete, what was damaged, and what proves the rest."""
+def print_reliability(screen: Screen, snapshot: Snapshot, unreadable: Sequence[str]) -> None:
+    """Say whether the snapshot is complete, what was damaged, and what proves the rest.
+
+    `unreadable` are the batches of which not all events could be read.
+    """
     header = snapshot.header
     screen.line()
-    if snapshot.complete:
+    if snapshot.complete and not unreadable:
         screen.line(("Complete", "good"), f" up to generation {header.generation}.")
     else:
         screen.line(("Not complete", "bad"), f", up to generation {header.generation}:")
@@ -62,9 +66,11 @@ def print_reliability(screen: Screen, snapshot: Snapshot) -> None:
             )
         for note in producer.damage[:_DAMAGE_SHOWN]:
             screen.line(f"{who(producer)}: {safe(note)}", indent=2)
-    for note in [*snapshot.damage, *header.notes][:_DAMAGE_SHOWN]:
+    said = {f"pid {each.pid}, {note}" for each in snapshot.producers for note in each.damage}
+    notes = [*snapshot.damage, *(each for each in unreadable if each not in said), *header.notes]
+    for note in notes[:_DAMAGE_SHOWN]:
         screen.line(safe(note), indent=2)
-    more = len(snapshot.damage) + len(header.notes) - _DAMAGE_SHOWN
+    more = len(notes) - _DAMAGE_SHOWN
     if more > 0:
         screen.line(f"and {more} more: see `shmrec-dump verify`", indent=2)
     screen.line(_proof(snapshot))

@@ -60,7 +60,7 @@ def print_report(screen: Screen, snapshot: Snapshot, analysis: Analysis) -> None
     for finding in died[_WHOLE:_DETAILED]:
         print_last(screen, snapshot, finding)
     print_losses(screen, snapshot)
-    print_reliability(screen, snapshot)
+    print_reliability(screen, snapshot, analysis.damage)
 
 
 def _what_happened(screen: Screen, snapshot: Snapshot, analysis: Analysis) -> None:
@@ -112,7 +112,7 @@ def _what_happened(screen: Screen, snapshot: Snapshot, analysis: Analysis) -> No
     # Unbroken, to be copied.
     file = f"  {safe(snapshot.path)} ({size(snapshot.size)})"
     screen.stream("  ", (f"{'file':<{wide}}", "dim"), file)
-    if snapshot.damage:
+    if snapshot.damage or analysis.damage:
         screen.line()
         screen.line(("This file is damaged: something is missing, see the end.", "bad"), indent=2)
 

@@ -39,6 +39,10 @@ WHEN is one of
 The columns: time of day in UTC, seconds before the snapshot, label and pid, thread, event.
 
 \b
+Exit status: 1 also where the file is damaged, so that events may be missing. What can be read is
+printed, and one line on standard error says so.
+
+\b
 Examples:
   shmrec-dump events --tail 20
   shmrec-dump events --pid 4242 --since 2
@@ -89,6 +93,7 @@ def command(
 ) -> None:
     """Print the events of a snapshot, of all processes in time order, one a line."""
     snapshot = open_snapshot(file, directory)
+    damage = list(snapshot.damage)
     indexes = None
     if pids:
         indexes = {each.index for each in snapshot.producers if each.pid in pids}
@@ -113,13 +118,14 @@ def command(
         tests.append(lambda event: event.time_ns <= last)
     if only_count:
         # For a count the order is all the same, and dear.
-        runs = snapshot.runs(producers=indexes, ordered=False, facts=facts)
+        runs = snapshot.runs(producers=indexes, ordered=False, facts=facts, told=damage.append)
         count = sum(map(len, _matching(runs, tests)))
         count = count if tail is None else min(count, tail)
         click.echo(dumps({"events": count}) if as_json else count)
+        _end(snapshot, damage)
         return
-    found: Iterable[Event]
-    found = chain.from_iterable(_matching(snapshot.runs(producers=indexes, facts=facts), tests))
+    runs = snapshot.runs(producers=indexes, facts=facts, told=damage.append)
+    found: Iterable[Event] = chain.from_iterable(_matching(runs, tests))
     if tail is not None:
         found = deque(found, maxlen=tail)
     if as_json:
@@ -127,6 +133,21 @@ def command(
             sys.stdout.write(f"{dumps(event_object(snapshot, event))}\n")
     else:
         _print(snapshot, found)
+    _end(snapshot, damage)
+
+
+def _end(snapshot: Snapshot, damage: list[str]) -> None:
+    """Nothing, or one line that says what is damaged, and the status that goes with it."""
+    if not damage:
+        return
+    more = f", and {len(damage) - 1} more: see `shmrec-dump verify`" if damage[1:] else ""
+    name = safe(snapshot.path.name)
+    # Behind the events, where a person sees it. They are on their way before it is.
+    sys.stdout.flush()
+    click.echo(
+        f"shmrec-dump: {name} is damaged, events may be missing: {safe(damage[0])}{more}", err=True
+    )
+    sys.exit(1)
 
 
 def _matching(
