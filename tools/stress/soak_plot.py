@@ -33,7 +33,7 @@ def draw(path: Path, title: str, samples: Samples) -> None:
     matplotlib: Any = importlib.import_module(_LIBRARY)
     # No display, no date, and the same names every time: the file changes with the samples only.
     matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "shmrec"
+    matplotlib.rcParams.update({"svg.hashsalt": "shmrec", "svg.fonttype": "none"})
     plots: Any = importlib.import_module(f"{_LIBRARY}.pyplot")
     figure, (memory, counts) = plots.subplots(
         2, 1, sharex=True, figsize=_SIZE, height_ratios=(3, 1)
