@@ -126,3 +126,9 @@ def ours_of(pid: int) -> list[str]:
     """The descriptors that are shmrec's: of recordings, and of the process's own memory."""
     own = f"/{pid}/mem"
     return [place for place in descriptors_of(pid) if NAME_PREFIX in place or place.endswith(own)]
+
+
+def remove(name: str) -> None:
+    """Take away what ``/dev/shm`` still has of a recording that nobody serves any more."""
+    for left in objects_of(name):
+        (SHARED / left).unlink(missing_ok=True)

@@ -70,6 +70,8 @@ def _abort(account: Account) -> None:
 
 
 def _interrupt(account: Account) -> None:
+    # Who is started in the background may have inherited that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with shmrec.span("interrupted"):
         account.record(5)
         signal.raise_signal(signal.SIGINT)

@@ -22,7 +22,7 @@ from shmrec.errors import ShmrecError, SnapshotActiveError
 from shmrec.layout import CONTROL, ENTRY, NAME_PREFIX, Verb
 from shmrec.segment import open_segment
 from shmrec.wakeup import open_wakeup
-from tools.stress import holdings, hurried_collector, leaks, life_programs, numbered
+from tools.stress import holdings, hurried_collector, leaks, life_programs, numbered, validator
 from tools.stress.holdings import Holdings
 from tools.stress.tally import Impossible, Tally
 
@@ -124,6 +124,7 @@ class Stage:
         self._stop_asking()
         for each in (*self._programs, self.collector):
             each.close()
+        holdings.remove(self.name)
 
     def words(self) -> str:
         """The last that programs and collector said on stderr."""
@@ -288,7 +289,7 @@ class Stage:
         told, ended = set(), set()
         for path in sorted(self.store.glob("*.shmrec")):
             found = shmrec.read(path)
-            for what in leaks.wrong_in(found):
+            for what in (*leaks.wrong_in(found), *validator.check(path).wrong):
                 self.fail(f"snapshot {path.name}: {what}")
             gone = {p.pid: p for p in found.producers if p.state in ("dead", "exited", "detached")}
             newest: dict[tuple[int, int], int] = {}

@@ -4,11 +4,9 @@ Runs processes that live as long as the trial, of every kind of `soak_producers`
 engines, under a collector whose time is compressed, and samples what each of them holds. Beside
 them one process does the same work and is recorded nowhere: what it grows by is Python's own.
 
-Flat means: over the last three quarters of the trial no process's private memory, and not its
-resident memory, grows by `ALLOWED_KIB` or more, at the upper bound of a slope's confidence of
-95 % (`trend`); nor do descriptors, threads and mapped semaphores by one, nor mappings by a few.
-At the end no ring is left in anybody's hands, and no process, zombie, object in ``/dev/shm`` or
-hidden file.
+What is flat `soak_samples` says. At the end no ring is left in anybody's hands, and no process,
+zombie, object in ``/dev/shm`` or hidden file. With `--again` what an earlier soak has seen, kept by
+`--plot`, is judged and drawn once more.
 """
 
 from __future__ import annotations
@@ -19,13 +17,12 @@ import itertools
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import shmrec
@@ -33,29 +30,16 @@ from shmrec import _engine
 from shmrec.layout import CONTROL, ENTRY
 from shmrec.segment import Segment, open_segment
 from tools.stress import holdings, hurried_collector, leaks, soak_plot, soak_producers
-from tools.stress.holdings import Holdings
+from tools.stress.soak_samples import UNRECORDED, Samples, Series
 from tools.stress.tally import Impossible, Tally
-from tools.stress.trend import Trend, trend
 
 HELP = "what lives long does not grow: memory, descriptors, threads, rings, over an hour"
 
-ALLOWED_KIB = 256
-"""Of growth in the judged part: 32 pages an engine would need to lose one for every 50 s."""
-_WARMING_KIB = 2048
-"""The same where the trial is too short for what is filled once to be full."""
-_WARM_MINUTES = 30.0
-_JUDGED = 0.75
-"""The part of the trial that is judged, its last."""
 _SAMPLES = 720
 _LEAST_PAUSE = 0.25
 _CHECK_SECONDS = 2.0
 _PATIENCE_SECONDS = 30.0
-_UNRECORDED = "threads, recorded nowhere"
 _COLLECTOR = "collector"
-_COUNTED = {"descriptors": 1, "threads": 1, "semaphores": 1, "mappings": 4}
-"""With how many more of them would be a leak. Memory comes in mappings: what grows by one
-anew for each thing that is done would have thousands."""
-_MEMORY = ("private", "resident")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -68,35 +52,42 @@ def options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="draw memory over time there, as SVG or PNG, and write the samples beside it as JSON",
     )
+    parser.add_argument(
+        "--again", type=Path, metavar="FILE", help="judge these samples of an earlier soak instead"
+    )
 
 
 @dataclass
 class Life:
-    """A process that is there all the time, and what it was seen to hold."""
+    """A process that is there all the time."""
 
     name: str
     process: subprocess.Popen[str]
-    times: list[float] = field(default_factory=list)
-    seen: list[Holdings] = field(default_factory=list)
-
-
-@dataclass
-class Shared:
-    """What the recording itself takes, over time."""
-
-    times: list[float] = field(default_factory=list)
-    memory: list[int] = field(default_factory=list)
-    objects: list[int] = field(default_factory=list)
 
 
 def run(given: argparse.Namespace, tally: Tally) -> None:
-    if not Path("/proc/self/smaps_rollup").exists():
-        raise Impossible("/proc does not tell what a process holds (smaps_rollup)")
-    if given.plot is not None:
-        soak_plot.check()
     unknown = set(given.kinds) - set(soak_producers.KINDS)
     if unknown:
         raise Impossible(f"there is no {', '.join(sorted(unknown))} among the kinds of life")
+    if given.plot is not None:
+        soak_plot.check()
+    if given.again is not None:
+        samples = Samples.of_json(json.loads(given.again.read_text()))
+        tally.counts.update(samples.counts)
+    else:
+        samples = _live(given, tally)
+        samples.counts = dict(tally.counts)
+    samples.judge(tally)
+    if given.plot is not None:
+        generations = samples.counts.get("generations", 0)
+        title = f"{samples.seconds / 60:g} minutes, {generations:,} generations"
+        soak_plot.draw(given.plot, title, samples)
+        given.plot.with_suffix(".json").write_text(json.dumps(samples.as_json()) + "\n")
+
+
+def _live(given: argparse.Namespace, tally: Tally) -> Samples:
+    if not Path("/proc/self/smaps_rollup").exists():
+        raise Impossible("/proc does not tell what a process holds (smaps_rollup)")
     name = f"soak-{os.getpid()}"
     with tempfile.TemporaryDirectory(prefix="shmrec-soak-") as folder:
         soak = Soak(name, Path(folder), given.minutes * 60, tally)
@@ -106,15 +97,11 @@ def run(given: argparse.Namespace, tally: Tally) -> None:
             soak.end()
         finally:
             soak.kill()
-        soak.judge()
-    if given.plot is not None:
-        title = f"{given.minutes:g} minutes, {tally.counts['generations']:,} generations"
-        soak_plot.draw(given.plot, title, soak.lives, soak.shared)
-        given.plot.with_suffix(".json").write_text(json.dumps(soak.as_json()) + "\n")
+        return soak.samples
 
 
 class Soak:
-    """One soak: its processes, what they were seen to hold, and the verdict on that."""
+    """One soak: its processes, and what they were seen to hold."""
 
     def __init__(self, name: str, folder: Path, seconds: float, tally: Tally) -> None:
         self.name = name
@@ -123,7 +110,7 @@ class Soak:
         self.seconds = seconds
         self.tally = tally
         self.lives: list[Life] = []
-        self.shared = Shared()
+        self.samples = Samples(seconds)
         self._began = 0.0
         self._checked: set[Path] = set()
 
@@ -137,7 +124,7 @@ class Soak:
         engines = [name for name in _engine.NAMES if not _engine.refusal(name)]
         for kind, engine in itertools.product(kinds, engines):
             self._launch_producer(f"{kind}, {engine}", kind, self.name, engine)
-        self._launch_producer(_UNRECORDED, "threads", "", engines[0])
+        self._launch_producer(UNRECORDED, "threads", "", engines[0])
 
     def _launch_producer(self, called: str, kind: str, recording: str, engine: str) -> None:
         program = [soak_producers.__file__, kind, recording]
@@ -154,6 +141,7 @@ class Soak:
                 env={**os.environ, **environment},
             )
         self.lives.append(Life(called, started))
+        self.samples.processes[called] = Series()
         assert started.stdout is not None
         said = started.stdout.readline()
         if not said.startswith(word):
@@ -190,11 +178,12 @@ class Soak:
                 return False
             found = holdings.held(life.process.pid)
             if found is not None:
-                life.times.append(now)
-                life.seen.append(found)
-        self.shared.times.append(now)
-        self.shared.memory.append(holdings.memory_of(self.name))
-        self.shared.objects.append(len(holdings.objects_of(self.name)))
+                series = self.samples.processes[life.name]
+                series.times.append(now)
+                series.seen.append(found)
+        self.samples.times.append(now)
+        self.samples.memory.append(holdings.memory_of(self.name))
+        self.samples.objects.append(len(holdings.objects_of(self.name)))
         self.tally.count("samples")
         return True
 
@@ -282,67 +271,4 @@ class Soak:
             for pipe in (life.process.stdin, life.process.stdout):
                 assert pipe is not None
                 pipe.close()
-
-    # The verdict.
-
-    def judge(self) -> None:
-        """Fail for everything that has grown, and print what grew by how much at most."""
-        warm = self.seconds >= _WARM_MINUTES * 60
-        allowed = ALLOWED_KIB if warm else _WARMING_KIB
-        most = 0.0
-        for life in self.lives:
-            # Pages of rings are resident in the collector from the first time that it reads them.
-            for what in (*(_MEMORY if warm else _MEMORY[:1]), *_COUNTED):
-                values = [getattr(each, what) for each in life.seen]
-                limit = _COUNTED.get(what, allowed)
-                growth = self._judge(life.name, what, life.times, values, limit)
-                if what == "private" and life.name != _UNRECORDED and growth is not None:
-                    most = max(most, growth.high)
-        self._judge("recording", "memory", self.shared.times, self.shared.memory, allowed)
-        self._judge("recording", "objects", self.shared.times, self.shared.objects, 1)
-        self.tally.count("KiB an hour at most (95 %) of private memory by any process", round(most))
-
-    def _judge(
-        self, called: str, what: str, times: list[float], values: list[int], limit: float
-    ) -> Trend | None:
-        """The trend by the hour; a failure if the growth may be as much as `limit`."""
-        first = round(len(values) * (1 - _JUDGED))
-        times, values = times[first:], values[first:]
-        try:
-            # Of what comes and goes, the least is what is held.
-            found = trend(times, values, min if what in _COUNTED else statistics.median)
-        except ValueError as error:
-            self.tally.fail(f"{called}: {what}: {error}")
-            return None
-        growth = found.high * (times[-1] - times[0])
-        by_hour = Trend(*(bound * 3600 for bound in found))
-        if growth >= limit and called != _UNRECORDED:
-            self.tally.fail(
-                f"{called}: {what} grows by {by_hour.slope:.1f} an hour "
-                f"({by_hour.low:.1f} to {by_hour.high:.1f}), from {values[0]} to {values[-1]}"
-            )
-        print(
-            f"  {called:28} {what:12} {values[0]:>9,} {values[-1]:>9,}  "
-            f"{by_hour.slope:+9.1f} an hour ({by_hour.low:+.1f} to {by_hour.high:+.1f})",
-            file=sys.stderr,
-        )
-        return by_hour
-
-    def as_json(self) -> dict[str, object]:
-        """All samples."""
-        return {
-            "seconds": self.seconds,
-            "fields": Holdings._fields,
-            "processes": {
-                life.name: [
-                    [round(at, 2), *seen] for at, seen in zip(life.times, life.seen, strict=True)
-                ]
-                for life in self.lives
-            },
-            "recording": [
-                [round(at, 2), memory, objects]
-                for at, memory, objects in zip(
-                    self.shared.times, self.shared.memory, self.shared.objects, strict=True
-                )
-            ],
-        }
+        holdings.remove(self.name)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from tools.stress.holdings import Holdings
+from tools.stress.soak_samples import Samples
 from tools.stress.tally import Impossible
 
 _LIBRARY = "matplotlib"
@@ -21,45 +21,31 @@ _POINTS = 60
 _STYLES = "-", "--", ":"
 
 
-class Drawn(Protocol):
-    """A process with what it was seen to hold, as a soak has it."""
-
-    name: str
-    times: list[float]
-    seen: list[Holdings]
-
-
-class Shared(Protocol):
-    """What the recording took."""
-
-    times: list[float]
-    memory: list[int]
-
-
 def check() -> None:
     """Raise `Impossible` unless something can be drawn here."""
     if importlib.util.find_spec(_LIBRARY) is None:
         raise Impossible(f"--plot needs {_LIBRARY}: install shmrec[stress], or do without --plot")
 
 
-def draw(path: Path, title: str, lives: Iterable[Drawn], shared: Shared) -> None:
+def draw(path: Path, title: str, samples: Samples) -> None:
     """Draw it, in the format that the file's name says."""
     check()
     matplotlib: Any = importlib.import_module(_LIBRARY)
     # No display, no date, and the same names every time: the file changes with the samples only.
     matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "shmrec"
+    matplotlib.rcParams.update({"svg.hashsalt": "shmrec", "svg.fonttype": "none"})
     plots: Any = importlib.import_module(f"{_LIBRARY}.pyplot")
     figure, (memory, counts) = plots.subplots(
         2, 1, sharex=True, figsize=_SIZE, height_ratios=(3, 1)
     )
-    for life, style in zip(lives, itertools.cycle(_STYLES), strict=False):
-        values = [each.private / 1024 for each in life.seen]
-        memory.plot(*_thinned(life.times, values), style, label=life.name, linewidth=1)
-        files = [each.descriptors for each in life.seen]
-        counts.plot(*_thinned(life.times, files), style, linewidth=1)
-    taken = [each / 1024 for each in shared.memory]
-    memory.plot(*_thinned(shared.times, taken), "k-", label="the recording itself, shared")
+    drawn = zip(samples.processes.items(), itertools.cycle(_STYLES), strict=False)
+    for (name, series), style in drawn:
+        values = [each.private / 1024 for each in series.seen]
+        memory.plot(*_thinned(series.times, values), style, label=name, linewidth=1)
+        files = [each.descriptors for each in series.seen]
+        counts.plot(*_thinned(series.times, files), style, linewidth=1)
+    taken = [each / 1024 for each in samples.memory]
+    memory.plot(*_thinned(samples.times, taken), "k-", label="the recording itself, shared")
     memory.set_title(f"shmrec soak: {title}")
     memory.set_ylabel("private memory, MiB")
     memory.set_ylim(bottom=0)
