@@ -9,26 +9,34 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time as clock
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
 from shmrec import live, store
 from shmrec.capture import CUT_SHORT
+from shmrec.commands.progress import Tick
 from shmrec.commands.terminal import warn
 from shmrec.commands.wording import some
+from shmrec.errors import NoSuchRecordingError, UnfinishedSegmentError
+from shmrec.layout import SegmentState
 from shmrec.segment import Segment, open_segment
 from shmrec.snapshot_file import Snapshot, read
 
 __all__ = [
     "Moment",
+    "Now",
     "directory_option",
     "file_argument",
+    "has_ended",
     "json_option",
+    "located",
+    "open_next",
     "open_recording",
     "open_snapshot",
     "recording_arguments",
@@ -65,9 +73,30 @@ def file_argument(function: _F) -> _F:
     return click.argument("file", required=False, type=click.Path(path_type=Path))(function)
 
 
-def open_snapshot(file: Path | None, directory: Path) -> Snapshot:
-    """The snapshot in `file`, by default the newest in the directory."""
-    return read(file if file is not None else store.newest(directory))
+def open_snapshot(
+    file: Path | None, directory: Path, tick: Tick | None = None, *, passes: int = 1
+) -> Snapshot:
+    """The snapshot in `file`, by default the newest in the directory.
+
+    A plain name that is not here is that of a file in the directory. `tick` is told how far
+    reading has come, of so many times through the file.
+    """
+    path = located(file, directory)
+    if tick is None:
+        return read(path)
+    with contextlib.suppress(OSError):
+        tick.expect(passes * path.stat().st_size, f"reading {path.name}")
+    return read(path, tick)
+
+
+def located(file: Path | None, directory: Path) -> Path:
+    """Where the snapshot is that the argument names."""
+    if file is None:
+        return store.newest(directory)
+    if file.name == str(file) and not os.path.lexists(file):
+        there = directory / file
+        return there if os.path.lexists(there) else file
+    return file
 
 
 def recording_arguments(function: _F) -> _F:
@@ -107,6 +136,24 @@ def _opened(name: str | None, path: str | None, writable: bool) -> Segment:
     return open_segment(called or path, path, writable=writable)
 
 
+def has_ended(segment: Segment) -> bool:
+    """Whether nothing more is recorded into it, or its name leads elsewhere."""
+    return segment.state == SegmentState.CLOSED or not segment.linked()
+
+
+def open_next(name: str, path: str | None, run: bytes) -> Segment | None:
+    """The recording of that name if it is another one than the `run` that ended, else None."""
+    try:
+        segment = open_segment(name, path, writable=False)
+    except (NoSuchRecordingError, UnfinishedSegmentError):
+        return None
+    if segment.field("run_id") != run:
+        return segment
+    # Its memory was left; whoever starts the recording again replaces it.
+    segment.close()
+    return None
+
+
 def _only_name() -> str:
     """The name of the one recording that can be read; `UsageError` names them if there are more."""
     unreadable = (live.UNREADABLE, live.UNFINISHED)
@@ -124,12 +171,26 @@ def _wrong(text: str) -> click.UsageError:
     return click.UsageError(text, click.get_current_context(silent=True))
 
 
+class Now(NamedTuple):
+    """The two clocks at one moment; what a live recording's times are told by."""
+
+    mono: int
+    wall: int
+
+    @classmethod
+    def read(cls) -> Now:
+        return cls(clock.monotonic_ns(), clock.time_ns())
+
+    def wall_ns(self, time_ns: int) -> int:
+        """CLOCK_MONOTONIC nanoseconds as nanoseconds since the epoch."""
+        return self.wall + time_ns - self.mono
+
+
 @dataclass(frozen=True)
 class Moment:
-    """A moment in a snapshot: so long before it was taken, or by the wall clock.
+    """A moment: so long before now, or by the wall clock; of a snapshot, now is when it was taken.
 
-    `ago_ns`, or `wall_ns`, or `of_day_ns`, the last time before the snapshot when a clock
-    showed it.
+    `ago_ns`, or `wall_ns`, or `of_day_ns`, the last time before now when a clock showed it.
     """
 
     ago_ns: int | None = None
@@ -137,22 +198,26 @@ class Moment:
     of_day_ns: int | None = None
 
     def mono_ns(self, snapshot: Snapshot, *, end: bool = False) -> int:
-        """CLOCK_MONOTONIC nanoseconds of the host that recorded.
+        """The moment before the snapshot was taken; see `at`."""
+        header = snapshot.header
+        return self.at(header.taken_mono_ns, header.taken_wall_ns, end=end)
+
+    def at(self, now_mono_ns: int, now_wall_ns: int, *, end: bool = False) -> int:
+        """CLOCK_MONOTONIC nanoseconds of the host that recorded, by what its clocks showed.
 
         A wall-clock moment stands for its whole microsecond, as the tools print no more;
         `end` asks for its last nanosecond.
         """
-        header = snapshot.header
         if self.ago_ns is not None:
-            return header.taken_mono_ns - self.ago_ns
+            return now_mono_ns - self.ago_ns
         wall_ns = self.wall_ns
         if wall_ns is None:
             assert self.of_day_ns is not None
             day = 86_400 * _SECOND
-            wall_ns = header.taken_wall_ns // day * day + self.of_day_ns
-            if wall_ns > header.taken_wall_ns:
+            wall_ns = now_wall_ns // day * day + self.of_day_ns
+            if wall_ns > now_wall_ns:
                 wall_ns -= day
-        return header.taken_mono_ns + wall_ns - header.taken_wall_ns + (999 if end else 0)
+        return now_mono_ns + wall_ns - now_wall_ns + (999 if end else 0)
 
 
 def to_moment(value: str) -> Moment:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,7 @@ import click
 
 from shmrec import live, requests, store
 from shmrec.commands.parameters import open_recording, recording_arguments
+from shmrec.commands.progress import progress
 from shmrec.commands.terminal import print_path
 from shmrec.commands.wording import safe
 from shmrec.errors import CollectorError, NoSuchProcessError
@@ -77,9 +79,21 @@ def command(
     with open_recording(name, path, writable=True) as segment:
         _check_asked(segment, stacks)
         verb = Verb.SNAPSHOT if output is None else Verb.TRANSFER
-        taken = requests.ask(
-            segment, open_wakeup(segment), verb, reason=reason, argument=stacks, timeout=timeout
-        )
+        with progress("waiting for the collector") as tick:
+
+            def sleep(seconds: float) -> None:
+                tick()
+                time.sleep(seconds)
+
+            taken = requests.ask(
+                segment,
+                open_wakeup(segment),
+                verb,
+                reason=reason,
+                argument=stacks,
+                timeout=timeout,
+                sleep=sleep,
+            )
     if output is None:
         print_path(_checked(taken))
         return
