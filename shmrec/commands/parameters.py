@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from shmrec import live, store
 from shmrec.capture import CUT_SHORT
@@ -25,12 +26,14 @@ from shmrec.commands.terminal import warn
 from shmrec.commands.wording import some
 from shmrec.errors import NoSuchRecordingError, UnfinishedSegmentError
 from shmrec.layout import SegmentState
+from shmrec.naming import names
 from shmrec.segment import Segment, open_segment
 from shmrec.snapshot_file import Snapshot, read
 
 __all__ = [
     "Moment",
     "Now",
+    "complete_snapshot",
     "directory_option",
     "file_argument",
     "has_ended",
@@ -70,7 +73,12 @@ def json_option(function: _F) -> _F:
 
 def file_argument(function: _F) -> _F:
     """``[FILE]``; the verb gets `file` for `open_snapshot`."""
-    return click.argument("file", required=False, type=click.Path(path_type=Path))(function)
+    return click.argument(
+        "file",
+        required=False,
+        type=click.Path(path_type=Path),
+        shell_complete=complete_snapshot,
+    )(function)
 
 
 def open_snapshot(
@@ -104,7 +112,29 @@ def recording_arguments(function: _F) -> _F:
     option = click.option(
         "--path", type=click.Path(), help="A recording whose memory is this file, instead of NAME."
     )
-    return click.argument("name", required=False)(option(function))
+    argument = click.argument("name", required=False, shell_complete=complete_recording)
+    return argument(option(function))
+
+
+def complete_recording(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The recordings that are there; nothing of them is opened."""
+    return [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+
+
+def complete_snapshot(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The snapshots of the directory, the newest first; where none fits, any file that is here."""
+    directory = context.params.get("directory") or store.default_directory()
+    found = [
+        stored.path.name
+        for stored in store.listing(Path(directory))
+        # A shell shows it on its terminal.
+        if stored.path.name.startswith(incomplete) and stored.path.name.isprintable()
+    ]
+    return [CompletionItem(name) for name in found] or [CompletionItem(incomplete, type="file")]
 
 
 @contextlib.contextmanager

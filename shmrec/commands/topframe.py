@@ -168,11 +168,14 @@ def _widths(found: Sequence[Row], width: int) -> dict[int, int]:
         if left >= _SHARING * len(sharing) or not least:
             break
         places = [place for place in places if COLUMNS[place].rank != least]
-    wished = {place: max(_cells(row.cells[place]) for row in found) for place in sharing if found}
-    for number, place in enumerate(sorted(sharing, key=lambda place: wished.get(place, 0))):
+    wished = {
+        place: max([len(COLUMNS[place].heading) + 1, *(_cells(row.cells[place]) for row in found)])
+        for place in sharing
+    }
+    for number, place in enumerate(sorted(sharing, key=wished.__getitem__)):
         # What one does not need is another's.
         share = max(0, left) // (len(sharing) - number)
-        taken[place] = min(share, max(_SHARING, wished.get(place, 0)))
+        taken[place] = min(share, wished[place])
         left -= taken[place]
     return {place: taken[place] for place in places}
 

@@ -44,15 +44,15 @@ COLUMNS: Final = (
     Column("pid>", 7, 0),
     Column("label", 12, 2),
     Column("state", 8, 1),
-    Column("ev/s>", 7, 3),
-    Column("cpu>", 5, 6),
-    Column("rss>", 9, 4),
-    Column("lost>", 5, 7),
+    Column("ev/s>", 6, 3),
+    Column("cpu>", 4, 6),
+    Column("rss>", 8, 4),
+    Column("lost>", 4, 7),
     Column("last event>", 10, 8),
     Column("oldest request", 0, 0),
-    Column("for>", 10, 0),
+    Column("for>", 7, 0),
     Column("inside of", 0, 5),
-    Column("for>", 10, 5),
+    Column("for>", 7, 5),
 )
 
 

@@ -13,7 +13,12 @@ from shmrec.commands.analysisform import frame_objects
 from shmrec.commands.difference import print_difference
 from shmrec.commands.jsonform import dumps
 from shmrec.commands.pager import paged, pager_option
-from shmrec.commands.parameters import directory_option, json_option, open_snapshot
+from shmrec.commands.parameters import (
+    complete_snapshot,
+    directory_option,
+    json_option,
+    open_snapshot,
+)
 from shmrec.commands.progress import Tick, progress
 from shmrec.commands.screen import Screen
 from shmrec.commands.wording import wall
@@ -42,7 +47,13 @@ Examples:
 
 
 @click.command("diff", epilog=_EPILOG)
-@click.argument("files", metavar="[FILE [FILE]]", nargs=-1, type=click.Path(path_type=Path))
+@click.argument(
+    "files",
+    metavar="[FILE [FILE]]",
+    nargs=-1,
+    type=click.Path(path_type=Path),
+    shell_complete=complete_snapshot,
+)
 @directory_option
 @click.option("--all", "everything", is_flag=True, help="All rows of every table.")
 @pager_option
