@@ -35,7 +35,7 @@ from shmrec.layout import (
 if TYPE_CHECKING:
     from shmrec.segment import Segment  # what reads a ring needs no shared memory of its own
 
-__all__ = ["Batch", "BatchView", "Entry", "Head", "RingReader", "readers"]
+__all__ = ["Batch", "BatchView", "Entry", "Head", "RingReader", "Scan", "readers"]
 
 _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
     SLOT.word(name) for name in ("number", "generation", "start_ns", "committed", "first", "flags")
