@@ -30,6 +30,8 @@ __all__ = ["Fullscreen", "Left", "missing"]
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _ESCAPE: Final = 0.05
 """Seconds in which what follows Esc in an arrow key's bytes is there."""
+_SETTLED: Final = 0.1
+"""Seconds after which a size that has changed can be read."""
 _AT_ONCE: Final = 1024
 _KEYS: Final = {
     "\x1b[A": "up",
@@ -102,7 +104,7 @@ class Fullscreen:
         self._before: list[Any] = []
         self._handlers: dict[int, Any] = {}
         self._word = 0
-        self._suspend = False
+        self._suspend = self._resized = False
         self._wakeup: tuple[int, int] = (-1, -1)
         self._woken = -1
 
@@ -156,6 +158,9 @@ class Fullscreen:
         Also none when the size has changed. Raises `Left`.
         """
         self._obey()
+        if self._resized:
+            # The kernel sends word before the new size can be read: looked at once more.
+            self._resized, seconds = False, min(seconds, _SETTLED)
         ready, _, _ = select.select([self._input, self._wakeup[0]], [], [], max(0.0, seconds))
         if self._wakeup[0] in ready:
             with contextlib.suppress(OSError):
@@ -184,6 +189,8 @@ class Fullscreen:
             self._word = self._word or number
         elif number == signal.SIGTSTP:
             self._suspend = True
+        else:
+            self._resized = True
 
     def _obey(self) -> None:
         if self._word:

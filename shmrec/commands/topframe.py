@@ -157,7 +157,7 @@ def _widths(found: Sequence[Row], width: int) -> dict[int, int]:
         taken = {
             place: min(
                 _WIDEST * COLUMNS[place].cells,
-                max([COLUMNS[place].cells, *(_cells(row.cells[place]) for row in found)]),
+                max([_least(place), *(_cells(row.cells[place]) for row in found)]),
             )
             for place in places
             if COLUMNS[place].cells
@@ -169,7 +169,7 @@ def _widths(found: Sequence[Row], width: int) -> dict[int, int]:
             break
         places = [place for place in places if COLUMNS[place].rank != least]
     wished = {
-        place: max([len(COLUMNS[place].heading) + 1, *(_cells(row.cells[place]) for row in found)])
+        place: max([_least(place), *(_cells(row.cells[place]) for row in found)])
         for place in sharing
     }
     for number, place in enumerate(sorted(sharing, key=wished.__getitem__)):
@@ -178,6 +178,12 @@ def _widths(found: Sequence[Row], width: int) -> dict[int, int]:
         taken[place] = min(share, wished[place])
         left -= taken[place]
     return {place: taken[place] for place in places}
+
+
+def _least(place: int) -> int:
+    """What a column needs for its heading, with the mark of the order, and for what is usual."""
+    column = COLUMNS[place]
+    return max(column.cells, len(column.heading.removesuffix(">")) + 1)
 
 
 def _cells(part: Part) -> int:

@@ -42,8 +42,8 @@ class Column(NamedTuple):
 
 COLUMNS: Final = (
     Column("pid>", 7, 0),
-    Column("label", 12, 2),
-    Column("state", 8, 1),
+    Column("label", 12, 1),
+    Column("state", 8, 2),
     Column("ev/s>", 6, 3),
     Column("cpu>", 4, 6),
     Column("rss>", 8, 4),
