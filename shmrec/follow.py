@@ -136,8 +136,11 @@ class Follower:
             place.seen = 0
 
     def _met(self) -> list[tuple[int, _Place]]:
-        for index in range(len(self._readers)):
-            self._meet(index)
+        for index, reader in enumerate(self._readers):
+            place = self._meet(index)
+            if place is not None:
+                # Of one that ended before there is no news.
+                place.gone = self._states.of(reader.entry()) in (DEAD, DETACHED)
         return list(self._places.items())
 
     def poll(self, now: int, *, drain: bool = False) -> list[Event | Note]:
@@ -191,8 +194,6 @@ class Follower:
             return None
         place = _Place(entry.incarnation, entry.pid, entry.label)
         place.number = max(1, reader.announced()[0])
-        # Of one that ended before it was met there is no news.
-        place.gone = self._states.of(entry) in (DEAD, DETACHED)
         self._places[index] = place
         return place
 

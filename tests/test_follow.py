@@ -191,6 +191,19 @@ def test_who_joins_leaves_and_dies(rings: Rings) -> None:
     assert follower.poll(rings.now + 9 * SECOND) == []
 
 
+def test_who_has_left_already_when_it_is_met(rings: Rings) -> None:
+    rings.join(1, "before")
+    rings.set(1, state=EntryState.DETACHED, detached_ns=rings.now)
+    follower = Follower(rings.segment)
+    follower.from_now()
+    rings.join(0, "brief")
+    rings.put(0, "a")
+    rings.now += 1000
+    rings.set(0, state=EntryState.DETACHED, detached_ns=rings.now)
+    got = follower.poll(rings.now + SECOND) + follower.poll(rings.now + 2 * SECOND)
+    assert names(got) == ["-joined", "a", "-left"]
+
+
 def test_another_process_in_the_same_ring(rings: Rings) -> None:
     rings.join(0, "old")
     follower = Follower(rings.segment)

@@ -16,6 +16,7 @@ import select
 import signal
 import sys
 import termios
+import time
 import tty
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -30,8 +31,8 @@ __all__ = ["Fullscreen", "Left", "missing"]
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _ESCAPE: Final = 0.05
 """Seconds in which what follows Esc in an arrow key's bytes is there."""
-_SETTLED: Final = 0.1
-"""Seconds after which a size that has changed can be read."""
+_SIZE_SECONDS: Final = 0.25
+"""How often the size is looked at besides."""
 _AT_ONCE: Final = 1024
 _KEYS: Final = {
     "\x1b[A": "up",
@@ -99,12 +100,15 @@ class Fullscreen:
             markup=False,
             emoji=False,
             highlight=False,
+            # Of a shell that exports them they are those of when it began.
+            _environ={k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")},
         )
         self._live: Live | None = None
         self._before: list[Any] = []
         self._handlers: dict[int, Any] = {}
         self._word = 0
-        self._suspend = self._resized = False
+        self._suspend = False
+        self._drawn = (0, 0)
         self._wakeup: tuple[int, int] = (-1, -1)
         self._woken = -1
 
@@ -144,9 +148,10 @@ class Fullscreen:
         with contextlib.suppress(OSError):
             os.write(self._wakeup[1], b"\0")
 
-    def draw(self, lines: Sequence[Text]) -> None:
-        """Show those lines, one below the other. Raises `Left` if the terminal has gone."""
+    def draw(self, lines: Sequence[Text], size: tuple[int, int]) -> None:
+        """Show those lines, made for that size. Raises `Left` if the terminal has gone."""
         assert self._live is not None
+        self._drawn = size
         try:
             self._live.update(Group(*lines), refresh=True)
         except OSError as error:
@@ -158,10 +163,16 @@ class Fullscreen:
         Also none when the size has changed. Raises `Left`.
         """
         self._obey()
-        if self._resized:
-            # The kernel sends word before the new size can be read: looked at once more.
-            self._resized, seconds = False, min(seconds, _SETTLED)
-        ready, _, _ = select.select([self._input, self._wakeup[0]], [], [], max(0.0, seconds))
+        until = time.monotonic() + seconds
+        while True:
+            left = until - time.monotonic()
+            # A change of size that came while it was drawn is seen though its signal was early:
+            # the kernel sends that before the new size can be read.
+            ready, _, _ = select.select(
+                [self._input, self._wakeup[0]], [], [], min(max(0.0, left), _SIZE_SECONDS)
+            )
+            if ready or left <= 0 or self.size != self._drawn:
+                break
         if self._wakeup[0] in ready:
             with contextlib.suppress(OSError):
                 os.read(self._wakeup[0], _AT_ONCE)
@@ -189,8 +200,6 @@ class Fullscreen:
             self._word = self._word or number
         elif number == signal.SIGTSTP:
             self._suspend = True
-        else:
-            self._resized = True
 
     def _obey(self) -> None:
         if self._word:

@@ -195,7 +195,7 @@ class _Top:
                 width=width,
                 height=height,
             )
-            self._screen.draw(lines)
+            self._screen.draw(lines, (width, height))
             left = due - time.monotonic_ns() if not view.paused else self._interval_ns
             for key in self._screen.pressed(left / 1e9):
                 view.press(key, shown, max(1, height - 6))
