@@ -56,6 +56,8 @@ def paged(no_pager: bool) -> Iterator[None]:
     running = subprocess.Popen(given, shell=True, stdin=subprocess.PIPE, env=environment)
     assert running.stdin is not None
     terminal = sys.stdout
+    # From now on Ctrl-C is for the pager; whoever leaves that ends us by a pipe that nobody reads.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdout = _Paged(
         running.stdin, encoding=terminal.encoding, errors="backslashreplace", write_through=False
     )
@@ -66,22 +68,13 @@ def paged(no_pager: bool) -> Iterator[None]:
         pass
     finally:
         page, sys.stdout = sys.stdout, terminal
-        _end(running, page)
+        with contextlib.suppress(BrokenPipeError):
+            page.close()
+        running.wait()
+        signal.signal(signal.SIGINT, before)
 
 
 def _there(command: str) -> bool:
     """Whether its first word, if it is a plain one, is a program: less may not be installed."""
     word = command.split()[0]
     return shutil.which(word) is not None or "=" in word
-
-
-def _end(running: subprocess.Popen[bytes], page: Any) -> None:
-    """Wait until the pager has been left; Ctrl-C is for it, not for us."""
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with contextlib.suppress(BrokenPipeError):
-            page.close()
-        running.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
