@@ -33,6 +33,7 @@ from shmrec.snapshot_file import Snapshot, read
 __all__ = [
     "Moment",
     "Now",
+    "complete_recording",
     "complete_snapshot",
     "directory_option",
     "file_argument",
