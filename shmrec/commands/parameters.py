@@ -40,6 +40,7 @@ __all__ = [
     "has_ended",
     "json_option",
     "located",
+    "open_lasting",
     "open_next",
     "open_recording",
     "open_snapshot",
@@ -146,7 +147,7 @@ def open_recording(
 
     Whoever used it is told afterwards if a part of it was not there any more.
     """
-    with _opened(name, path, writable) as segment:
+    with open_lasting(name, path, writable=writable) as segment:
         yield segment
         if segment.cut:
             warn(
@@ -155,7 +156,8 @@ def open_recording(
             )
 
 
-def _opened(name: str | None, path: str | None, writable: bool) -> Segment:
+def open_lasting(name: str | None, path: str | None, *, writable: bool = False) -> Segment:
+    """As `open_recording`, for who goes on with the next one of that name by itself."""
     if name is not None and path is not None:
         raise _wrong("give the NAME of a recording, or --path FILE, not both")
     if path is None:
@@ -168,8 +170,8 @@ def _opened(name: str | None, path: str | None, writable: bool) -> Segment:
 
 
 def has_ended(segment: Segment) -> bool:
-    """Whether nothing more is recorded into it, or its name leads elsewhere."""
-    return segment.state == SegmentState.CLOSED or not segment.linked()
+    """Whether nothing more is recorded into it, its memory was cut, or its name leads elsewhere."""
+    return segment.cut or segment.state == SegmentState.CLOSED or not segment.linked()
 
 
 def open_next(name: str, path: str | None, run: bytes) -> Segment | None:

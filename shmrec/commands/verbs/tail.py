@@ -17,8 +17,8 @@ from shmrec.commands.parameters import (
     Now,
     has_ended,
     json_option,
+    open_lasting,
     open_next,
-    open_recording,
     recording_arguments,
     to_moment,
 )
@@ -99,7 +99,7 @@ def command(
         count = _LAST
     output = Output(wanted, since_ns, as_json)
     try:
-        segment = open_recording(name, path)
+        segment = open_lasting(name, path)
         if segment.field("boot_id") != process.boot_id():
             raise SegmentError(
                 f"recording {segment.name!r} is of another boot of the machine, nothing is "

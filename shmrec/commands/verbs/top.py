@@ -15,6 +15,7 @@ from shmrec.commands.parameters import (
     Now,
     has_ended,
     json_option,
+    open_lasting,
     open_next,
     open_recording,
     recording_arguments,
@@ -124,7 +125,7 @@ def command(
             f"top needs a terminal, and {lacking}: --once prints one look as text, --json as JSON",
             click.get_current_context(),
         )
-    segment = open_recording(name, path)
+    segment = open_lasting(name, path)
     try:
         with fullscreen.Fullscreen() as screen:
             _Top(view, segment, interval, screen).run()
