@@ -18,7 +18,17 @@ from shmrec.naming import names
 from shmrec.ring import Entry, Head, RingReader, readers
 from shmrec.segment import Segment, open_segment
 
-__all__ = ["LiveProducer", "Recording", "look", "producers", "recordings"]
+__all__ = [
+    "LappedError",
+    "LiveProducer",
+    "Recording",
+    "States",
+    "ending_of",
+    "look",
+    "overwritten",
+    "producers",
+    "recordings",
+]
 
 OPEN: Final = "open"
 STALE: Final = "stale"
@@ -33,6 +43,10 @@ DEAD: Final = "dead"
 DETACHED: Final = "detached"
 JOINING: Final = "joining"
 UNKNOWN: Final = "unknown"
+LIVING: Final = (RUNNING, STOPPED, JOINING)
+
+NEWEST: Final = 8
+"""Batches of a ring that are read to learn how its producer is: of nearly all, one tells."""
 
 _ATTEMPTS: Final = 8
 
@@ -79,6 +93,8 @@ class LiveProducer:
     recorded: int = 0
     newest_ns: int = 0
     open_spans: list[OpenSpan] = field(default_factory=list)
+    partial: bool = False
+    """Whether more spans may be open than could be named."""
     damage: list[str] = field(default_factory=list)
 
     @property
@@ -119,13 +135,14 @@ def look(segment: Segment) -> Recording:
     heartbeat = segment.word("heartbeat_ns")
     if heartbeat and segment.field("boot_id") == process.boot_id():
         recording.heartbeat_age_ns = max(0, time.monotonic_ns() - heartbeat)
+    states = States(segment)
     for reader in _claimed(segment):
-        state = _state(segment, reader.entry())
-        recording.live += state in (RUNNING, STOPPED, JOINING)
+        state = states.of(reader.entry())
+        recording.live += state in LIVING
         recording.dead += state == DEAD
         recording.detached += state == DETACHED
         recording.unknown += state == UNKNOWN
-    if _foreign(segment):
+    if states.foreign:
         recording.state = FOREIGN
     elif collector is None and segment.state == SegmentState.CLOSED:
         recording.state = CLOSED
@@ -136,10 +153,11 @@ def look(segment: Segment) -> Recording:
 
 def producers(segment: Segment) -> list[LiveProducer]:
     """Every producer that joined and whose ring nobody has taken over."""
+    states = States(segment)
     found: list[LiveProducer] = []
     spans = 0
     for reader in _claimed(segment):
-        producer = _producer(segment, reader, min(SPANS, SPANS_IN_ALL - spans))
+        producer = _producer(states, reader, min(SPANS, SPANS_IN_ALL - spans))
         if producer is not None:
             found.append(producer)
             spans += len(producer.open_spans)
@@ -150,33 +168,78 @@ def _claimed(segment: Segment) -> list[RingReader]:
     return [reader for reader in readers(segment) if reader.incarnation()]
 
 
-def _foreign(segment: Segment) -> bool:
-    """Whether it was made in this boot of the machine, but where pids mean something else."""
-    return segment.field("boot_id") == process.boot_id() and not segment.same_boot()
+class States:
+    """Says how producers of a segment are.
+
+    `foreign`: it was made in this boot of the machine, but where pids mean something else.
+    """
+
+    def __init__(self, segment: Segment) -> None:
+        self._here = segment.same_boot()
+        self.foreign = not self._here and segment.field("boot_id") == process.boot_id()
+
+    def of(self, entry: Entry, seen: process.Stat | None = None) -> str:
+        """One of this module's words; `seen` is what was just read of the process, if it was."""
+        if entry.state == EntryState.DETACHED:
+            return DETACHED
+        if self.foreign:
+            return UNKNOWN
+        if seen is None and self._here:
+            seen = process.stat(entry.pid)
+        if seen is None or not self._here or seen.state in "ZX":
+            return DEAD
+        if entry.start_ticks and seen.start_ticks != entry.start_ticks:
+            return DEAD
+        if entry.state == EntryState.CLAIMING:
+            return JOINING
+        return STOPPED if seen.state in "Tt" else RUNNING
 
 
-def _state(segment: Segment, entry: Entry) -> str:
-    if entry.state == EntryState.DETACHED:
-        return DETACHED
-    if _foreign(segment):
-        return UNKNOWN
-    seen = process.stat(entry.pid) if segment.same_boot() else None
-    if seen is None or not process.alive(entry.pid, entry.start_ticks):
-        return DEAD
-    if entry.state == EntryState.CLAIMING:
-        return JOINING
-    return STOPPED if seen.state in "Tt" else RUNNING
-
-
-class _LappedError(Exception):
+class LappedError(Exception):
     """The producer overwrote what was being read."""
 
 
-def _producer(segment: Segment, reader: RingReader, spans: int) -> LiveProducer | None:
+def ending_of(reader: RingReader, notes: list[str]) -> tuple[Ending, list[Head]]:
+    """How its history ends, and the headers that it was read from, the oldest ones not decoded.
+
+    Reads at most `NEWEST` batches, and adds what is wrong with them to `notes`. Raises
+    `LappedError`.
+    """
+
     def payload(head: Head) -> bytes:
         copy = reader.copy(head)
         if copy is None:
-            raise _LappedError
+            raise LappedError
+        return copy.payload
+
+    oldest, newest = reader.announced()
+    if not newest:
+        return Ending(), []
+    scan = reader.following(max(oldest, newest - NEWEST + 1), NEWEST)
+    notes += scan.damage
+    ending = find_ending(scan.heads, payload)
+    notes += ending.damage
+    return ending, scan.heads
+
+
+def overwritten(reader: RingReader) -> int:
+    """Events of its producer that are in the ring no more."""
+    for _ in range(_ATTEMPTS):
+        oldest, newest = reader.announced()
+        if not newest:
+            return 0
+        # The oldest slot is the one that is being reset: then the next one tells.
+        heads = reader.following(oldest, 2).heads
+        if heads:
+            return heads[0].first
+    return 0
+
+
+def _producer(states: States, reader: RingReader, spans: int) -> LiveProducer | None:
+    def payload(head: Head) -> bytes:
+        copy = reader.copy(head)
+        if copy is None:
+            raise LappedError
         return copy.payload
 
     for _ in range(_ATTEMPTS):
@@ -186,7 +249,7 @@ def _producer(segment: Segment, reader: RingReader, spans: int) -> LiveProducer 
         ending = Ending()
         try:
             ending = find_ending(scan.heads, payload, spans)
-        except _LappedError:
+        except LappedError:
             damage.append("it records faster than it can be read")
             continue
         finally:
@@ -198,10 +261,11 @@ def _producer(segment: Segment, reader: RingReader, spans: int) -> LiveProducer 
     heads = scan.heads
     return LiveProducer(
         entry,
-        _state(segment, entry),
+        states.of(entry),
         overwritten=heads[0].first if heads else 0,
         recorded=reader.recorded(heads),
         newest_ns=ending.newest_ns,
         open_spans=ending.open_spans,
+        partial=ending.partial,
         damage=damage + ending.damage,
     )

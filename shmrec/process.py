@@ -21,6 +21,7 @@ __all__ = [
     "signals",
     "start_ticks",
     "stat",
+    "task_said",
     "tasks",
     "user",
     "users_of",
@@ -140,6 +141,16 @@ def running(pid: int, task: int) -> bool:
             return file.read(_STAT_BYTES).rpartition(b")")[2].split()[0] == b"R"
     except (OSError, IndexError):
         return False
+
+
+def task_said(pid: int, task: int) -> tuple[str, str] | None:
+    """What the kernel calls that thread of the process, and its state letter."""
+    try:
+        with open(f"/proc/{pid}/task/{task}/stat", "rb") as file:
+            name, _, rest = file.read(_STAT_BYTES).partition(b"(")[2].rpartition(b")")
+        return name.decode("utf-8", "replace"), rest.split()[0].decode("ascii", "replace")
+    except (OSError, IndexError):
+        return None
 
 
 def send_to_thread(pid: int, task: int, number: int) -> bool:

@@ -35,7 +35,7 @@ from shmrec.layout import (
 if TYPE_CHECKING:
     from shmrec.segment import Segment  # what reads a ring needs no shared memory of its own
 
-__all__ = ["Batch", "BatchView", "Entry", "Head", "RingReader", "readers"]
+__all__ = ["Batch", "BatchView", "Entry", "Head", "RingReader", "Scan", "readers"]
 
 _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
     SLOT.word(name) for name in ("number", "generation", "start_ns", "committed", "first", "flags")
@@ -294,27 +294,45 @@ class RingReader:
 
     def newest(self, count: int) -> list[Head]:
         """As `scan`, of the newest so many batches: costs no more where the ring is large."""
-        found: list[Head] = []
+        opening = self._words[self._opening]
+        if opening >= _IMPLAUSIBLE:
+            return []
+        return self.following(max(1, opening - min(count, self._slots) + 1), count).heads
+
+    def following(self, number: int, count: int) -> Scan:
+        """As `scan`, of at most so many batches from that number on that were announced."""
+        scan = Scan([])
         words, opening = self._words, self._words[self._opening]
         if opening >= _IMPLAUSIBLE:
-            return found
-        for number in range(max(1, opening - min(count, self._slots) + 1), opening + 1):
-            offset = self._slot(number)
+            scan.damage.append(f"ring {self.index}: newest batch number {opening} is implausible")
+            return scan
+        for each in range(number, min(opening, number + count - 1) + 1):
+            offset = self._slot(each)
             base = offset // WORD
             fence.acquire()
-            if words[base + _NUMBER] != number:
+            if words[base + _NUMBER] != each:
                 continue
             fence.acquire()
             generation, start_ns, committed, first, flags = [words[base + at] for at in _SCANNED]
             fence.acquire()
             lapped = words[self._opening] - self._slots
-            if words[base + _NUMBER] != number or number <= lapped:
+            if words[base + _NUMBER] != each or each <= lapped:
                 continue
             size, events = committed & SIZE_MASK, committed >> COUNT_SHIFT
-            head = Head(number, generation, start_ns, size, events, first, flags, offset)
-            if not self._wrong(head):
-                found.append(head)
-        return found
+            head = Head(each, generation, start_ns, size, events, first, flags, offset)
+            wrong = self._wrong(head)
+            if wrong:
+                scan.damage.append(f"batch {each}: {wrong}")
+            else:
+                scan.heads.append(head)
+        return scan
+
+    def announced(self) -> tuple[int, int]:
+        """The numbers of the oldest and the newest batch that may be in the ring; 0, 0: none."""
+        opening = self._words[self._opening]
+        if not 0 < opening < _IMPLAUSIBLE:
+            return 0, 0
+        return max(1, opening - self._slots + 1), opening
 
     def _wrong(self, head: Head) -> str:
         if head.size > self._payload_size:

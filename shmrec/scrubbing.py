@@ -37,7 +37,7 @@ from shmrec.events import COUNTER, KINDS, NAME
 from shmrec.manifest import Header, Producer
 from shmrec.redaction import MARK, Patterns, Rules, Values, argument_name
 from shmrec.ring import Batch
-from shmrec.snapshot_file import FileWriter, Snapshot, read
+from shmrec.snapshot_file import FileWriter, Snapshot, Watch, read
 
 __all__ = ["Scrubbed", "scrub"]
 
@@ -71,9 +71,12 @@ class Scrubbed:
     notes: list[str] = field(default_factory=list)
 
 
-def scrub(source: Path, rules: Rules, output: Path | None = None) -> Scrubbed:
+def scrub(
+    source: Path, rules: Rules, output: Path | None = None, watch: Watch | None = None
+) -> Scrubbed:
     """Write the snapshot anew without what the rules remove: in its place, or as `output`.
 
+    `watch` is told of bytes as they are read, of the old file and of the new one.
     Raises `WrongOwnerError` for a link or, in its place, another's file; `SnapshotWriteError` if
     the new file cannot be written, `output` exists, or the file was changed meanwhile; what
     `snapshot_file.read` raises.
@@ -82,12 +85,12 @@ def scrub(source: Path, rules: Rules, output: Path | None = None) -> Scrubbed:
     if output is not None:
         store.check_free(output)
     target = source if output is None else output
-    scrubber = _Scrubber(read(source), rules, target)
+    scrubber = _Scrubber(read(source, watch), rules, target)
     with store.Unfinished(target.parent.resolve()) as unfinished:
         try:
             scrubber.write(FileWriter(unfinished.file, crc32))
             os.fchmod(unfinished.file.fileno(), 0o600)
-            _check(unfinished.readable, source)
+            _check(unfinished.readable, source, watch)
             if output is not None:
                 unfinished.publish(store.only_name(output))
                 scrubber.done.notes += filter(None, [unfinished.doubt])
@@ -125,9 +128,9 @@ def _identity(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _check(written: Path, source: Path) -> None:
+def _check(written: Path, source: Path, watch: Watch | None) -> None:
     """What was written is a whole snapshot, or it gets no name."""
-    damage = read(written).verify()
+    damage = read(written, watch).verify()
     if damage:
         raise DamagedFileError(
             f"{source} cannot be scrubbed, it would not be whole afterwards: {damage[0]}"

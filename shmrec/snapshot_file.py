@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeAlias
 
 from shmrec import layout
 from shmrec.bulk import Runs
@@ -50,7 +50,19 @@ from shmrec.manifest import Cause, Header, Producer, Stack
 from shmrec.merging import merged, run_size
 from shmrec.ring import Batch, BatchView, Head
 
-__all__ = ["Cause", "FileWriter", "Header", "Producer", "Snapshot", "Stack", "read"]
+__all__ = [
+    "Cause",
+    "FileWriter",
+    "Header",
+    "Producer",
+    "Snapshot",
+    "Stack",
+    "Watch",
+    "read",
+]
+
+Watch: TypeAlias = Callable[[int], object]
+"""Told of so many bytes more that were read."""
 
 _NOTES_LIMIT: Final = 100
 _STACKS_LIMIT: Final = 16
@@ -142,8 +154,9 @@ class Snapshot:
     `damage` says in words what is missing or could not be read; empty for an intact file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, watch: Watch | None = None) -> None:
         self.path: Final = path
+        self._watch: Final[Watch] = watch or _nobody
         self.header = Header()
         self.producers: list[Producer] = []
         self.damage: list[str] = []
@@ -270,6 +283,7 @@ class Snapshot:
 
     def _payload(self, file: IO[bytes], where: _Where) -> bytes:
         packed = os.pread(file.fileno(), where.length, where.offset)
+        self._watch(where.length)
         try:
             payload: bytes = unpack(packed)[8]
         except VALUE_ERRORS as error:
@@ -289,6 +303,7 @@ class Snapshot:
                 raise DamagedFileError(f"{self.path} is not a shmrec snapshot")
             seen = 0
             for offset, packed in frames(file, self.size, self._note):
+                self._watch(len(packed))
                 try:
                     self._take(offset, packed)
                     seen += 1
@@ -399,16 +414,21 @@ class Snapshot:
         return found[:_NOTES_LIMIT]
 
 
-def read(path: str | os.PathLike[str]) -> Snapshot:
+def read(path: str | os.PathLike[str], watch: Watch | None = None) -> Snapshot:
     """Open a snapshot file.
 
     Reads any valid prefix: what is missing is said in ``Snapshot.damage``. Raises
     `NoSuchSnapshotError` if it cannot be opened, `DamagedFileError` if it is no snapshot or
-    nothing in it can be read.
+    nothing in it can be read. `watch` is told of bytes as they are read, now and whenever the
+    snapshot is gone through.
     """
-    snapshot = Snapshot(Path(path))
+    snapshot = Snapshot(Path(path), watch)
     try:
         snapshot._load()
     except OSError as error:
         raise NoSuchSnapshotError(f"cannot read {path}: {error.strerror}") from error
     return snapshot
+
+
+def _nobody(more: int) -> None:
+    pass

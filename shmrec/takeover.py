@@ -212,10 +212,12 @@ def recover(
     *,
     reason: str = "recovered",
     warn: Callable[[str], None] = lambda message: None,
+    stop: Callable[[], bool] = bool,
 ) -> Path:
     """Write a snapshot of memory that no collector serves, changing nothing in it.
 
-    `warn` is told what somebody should know of one that was written all the same.
+    `warn` is told what somebody should know of one that was written all the same; `stop` is asked
+    now and then whether to leave it, and then `CaptureStopped` is raised.
     """
     return capture.take_cold(
         segment,
@@ -226,5 +228,6 @@ def recover(
             size=segment.word("keep_size"),
             period_ns=segment.word("keep_period_ns"),
             warn=warn,
+            stop=stop,
         ),
     )

@@ -144,9 +144,18 @@ def _in_here(args: list[str]) -> subprocess.CompletedProcess[str]:
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:
     """This environment, but for what would change what a tool prints."""
-    dropped = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "SHMREC_DIR")
+    dropped = (
+        "NO_COLOR",
+        "FORCE_COLOR",
+        "TTY_COMPATIBLE",
+        "COLUMNS",
+        "LINES",
+        "SHMREC_DIR",
+        "LESS",
+    )
     kept = {key: value for key, value in os.environ.items() if key not in dropped}
-    return {**kept, **(more or {})}
+    # Nobody is there to turn pages.
+    return {**kept, "PAGER": "cat", **(more or {})}
 
 
 def dump_json(*args: object, check: int = 0) -> Any:

@@ -63,10 +63,13 @@ def test_list(scene: Scene) -> None:
     newest = shown["snapshots"][0]
     assert newest["recording"] == scene.name
     assert newest["reason"] == "two-x"
+    # As it was said, not as a file's name has it.
+    assert newest["full_reason"] == "two [x]"
     assert newest["size"] == Path(second).stat().st_size
     assert newest["taken_at"].endswith("Z")
     text = dump("--dir", scene.directory).stdout
     assert re.search(rf"{scene.name} +open +pid {found['collector']} +4 live, 1 detached", text)
+    assert "two [x] " in text
     assert text.index(Path(second).name) < text.index(Path(first).name)
 
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -31,9 +32,11 @@ def help_of(*args: str) -> str:
 def test_verbs_are_the_files() -> None:
     assert VERBS == [
         "clean",
+        "completion",
         "diff",
         "doctor",
         "events",
+        "help",
         "info",
         "list",
         "ps",
@@ -41,6 +44,8 @@ def test_verbs_are_the_files() -> None:
         "scrub",
         "snapshot",
         "stacks",
+        "tail",
+        "top",
         "verify",
     ]
     shown = help_of("--help")
@@ -56,7 +61,9 @@ def test_help(verb: str) -> None:
     assert f"Usage: shmrec-dump {verb}" in shown
     assert f"  shmrec-dump {verb}" in shown[shown.index("Examples:") :]
     assert max(map(len, shown.splitlines())) <= 100
-    reading = verb in ("diff", "doctor", "list", "ps", "info", "events", "stacks", "verify")
+    reading = verb in (
+        "diff", "doctor", "list", "ps", "info", "events", "stacks", "tail", "top", "verify",
+    )  # fmt: skip
     assert ("--json" in shown[: shown.index("Examples:")]) == reading
 
 
@@ -64,6 +71,44 @@ def test_events_help_defines_moments() -> None:
     shown = help_of("events", "-h")
     for part in ("5s ago", "before the snapshot was taken", "UTC", "ISO 8601"):
         assert part in shown
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_as_a_verb(verb: str) -> None:
+    assert dump("help", verb).stdout == dump(verb, "--help").stdout
+    assert "Examples:" in dump("help", verb).stdout
+
+
+def test_help_of_all_verbs() -> None:
+    assert dump("help").stdout == dump("--help").stdout
+
+
+def reference() -> dict[str, str]:
+    """Of each verb, its row in the README's reference."""
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    part = text[text.index("\n## Reference\n") :]
+    rows = re.findall(
+        r"^\| `shmrec-dump (\w+)[^`]*` \| (.*)$", part[: part.index("\n## ", 4)], re.M
+    )
+    assert len(dict(rows)) == len(rows)
+    return dict(rows)
+
+
+def test_the_readme_has_every_verb_and_every_option_and_no_others() -> None:
+    assert isinstance(command, click.Group)
+    rows = reference()
+    assert sorted(rows) == VERBS
+    for verb, row in rows.items():
+        found = command.get_command(click.Context(command), verb)
+        assert found is not None
+        options = {
+            name
+            for parameter in found.params
+            if isinstance(parameter, click.Option) and not parameter.hidden
+            for name in parameter.opts
+            if name.startswith("--")
+        }
+        assert set(re.findall(r"`(--[a-z-]+)", row)) == options, verb
 
 
 def test_version() -> None:
@@ -91,6 +136,10 @@ def test_list_is_the_default_verb(tmp_path: Path) -> None:
         ("snapshot", "web", "--timeout", "0"),
         ("snapshot", "web", "--reason", "x" * 600),
         ("x.shmrec",),
+        ("help", "nonsense"),
+        ("completion", "fish"),
+        ("top", "web", "--interval", "0"),
+        ("tail", "web", "-n", "-1"),
     ],
 )
 def test_wrong_usage(args: tuple[str, ...]) -> None:

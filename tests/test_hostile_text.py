@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import signal
+import subprocess
 import time
 import unicodedata
 from collections.abc import Iterator
@@ -25,8 +28,9 @@ from shmrec.ring import Batch, Head
 from shmrec.segment import Segment
 from shmrec.takeover import Settings
 
-from .dumping import dump, on_terminal, write_file
+from .dumping import DUMP, dump, environment, on_terminal, write_file
 from .recordings import Answering, unserved
+from .terminals import Bare
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m\x9b2J\r\n\u202eevil\u2066\u2028\x00\x7f\t[bold]x[/]"
 """Escape sequences, seven and eight bits wide; line ends; overrides of direction; markup."""
@@ -242,7 +246,9 @@ def test_wrong_usage() -> None:
 
 def test_every_verb_is_looked_at() -> None:
     looked_at = {verb for verb, *_ in READING} | {"list", "clean", "doctor", "diff", "scrub"}
-    looked_at |= {"ps", "snapshot", "recover"}
+    looked_at |= {"ps", "snapshot", "recover", "tail", "top"}
+    # Nothing that was recorded is in what these print.
+    looked_at |= {"completion", "help"}
     assert isinstance(tool, click.Group)
     assert set(tool.list_commands(click.Context(tool))) == looked_at
 
@@ -283,6 +289,64 @@ def test_what_each_process_is_doing(memory: Segment, as_json: bool) -> None:
     done = dump("ps", memory.name, *["--json"] * as_json)
     harmless(done.stdout)
     assert "owned" in done.stdout
+
+
+@pytest.mark.parametrize("args", [("--once",), ("--once", "--threads"), ("--json",)])
+def test_what_each_process_was_doing_meanwhile(memory: Segment, args: tuple[str, ...]) -> None:
+    done = dump("top", memory.name, "--interval", "0.1", *args)
+    harmless(done.stdout)
+    assert "owned" in done.stdout
+
+
+def test_the_whole_screen(memory: Segment) -> None:
+    with Bare([*DUMP, "top", memory.name, "--threads"], columns=300) as terminal:
+        terminal.see("owned")
+        terminal.keys("/\x07\x1b]0;mine\x07\r\x1b?")
+        terminal.see("this help")
+        terminal.keys("x")
+        terminal.keys("q")
+        assert terminal.wait() == 0
+        sent = terminal.sent.decode()
+    # What the tool itself moves and colours with, and how the terminal ends a line.
+    sent = re.sub(r"\x1b\[(\?1049[hl]|\?25[hl]|H|[0-9;]*m)", "", sent).replace("\r\n", "\n")
+    harmless(sent)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_events_as_they_are_recorded(memory: Segment, as_json: bool) -> None:
+    running = subprocess.Popen(
+        [*DUMP, "tail", memory.name, *["--json"] * as_json],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert running.stdout is not None
+    shown = "".join(running.stdout.readline() for _ in range(COUNTED))
+    running.send_signal(signal.SIGINT)
+    rest, said = running.communicate()
+    harmless(shown + rest)
+    harmless(said)
+    assert "owned" in shown
+
+
+def test_completions(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, number in ((f"shmrec-dump info --dir {shlex.quote(str(file.parent))} ", 4),):
+        done = subprocess.run(
+            [*DUMP],
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            env=environment(
+                {
+                    "_SHMREC_DUMP_COMPLETE": "bash_complete",
+                    "COMP_WORDS": words,
+                    "COMP_CWORD": str(number),
+                }
+            ),
+        )
+        harmless(done.stdout)
+        harmless(done.stderr)
 
 
 def test_a_recording_that_is_recovered(memory: Segment, tmp_path: Path) -> None:

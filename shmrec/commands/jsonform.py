@@ -11,12 +11,13 @@ import base64
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from shmrec.commands.analysisform import analysis_object, finding_object
 from shmrec.commands.wording import LOST, wall
 from shmrec.decoder import Event, OpenSpan
 from shmrec.events import BEGIN, END
+from shmrec.follow import GAP, Note
 from shmrec.forensics import Analysis, Finding
 from shmrec.live import LiveProducer, Recording
 from shmrec.manifest import Cause
@@ -24,9 +25,11 @@ from shmrec.snapshot_file import Snapshot
 from shmrec.store import Stored
 
 __all__ = [
+    "Clock",
     "dumps",
     "event_object",
     "live_object",
+    "note_object",
     "recording_object",
     "snapshot_object",
     "span_objects",
@@ -72,11 +75,17 @@ def plain(value: Any, depth: int = 0) -> Any:
     return str(value)
 
 
-def event_object(snapshot: Snapshot, event: Event) -> dict[str, Any]:
+class Clock(Protocol):
+    """What tells an event's time by the wall clock: a snapshot, or `parameters.Now`."""
+
+    def wall_ns(self, time_ns: int) -> int: ...
+
+
+def event_object(clock: Clock, event: Event) -> dict[str, Any]:
     """One event. `span` is null where the kind has none."""
     found: dict[str, Any] = {
         "time_ns": event.time_ns,
-        "wall": wall(snapshot.wall_ns(event.time_ns)),
+        "wall": wall(clock.wall_ns(event.time_ns)),
         "pid": event.pid,
         "label": event.label,
         "thread": event.thread,
@@ -91,6 +100,22 @@ def event_object(snapshot: Snapshot, event: Event) -> dict[str, Any]:
         found["duration_ns"] = event.duration_ns
     if event.kind == "counter":
         found["value"] = event.value
+    return found
+
+
+def note_object(clock: Clock, note: Note, lost: int) -> dict[str, Any]:
+    """What is said between events; `lost` is how many events all gaps so far are."""
+    found: dict[str, Any] = {
+        "time_ns": note.time_ns,
+        "wall": wall(clock.wall_ns(note.time_ns)),
+        "pid": note.pid,
+        "label": note.label,
+        "kind": note.kind,
+    }
+    if note.kind == GAP:
+        found |= {"lost": note.lost, "lost_so_far": lost}
+    if note.text:
+        found["text"] = note.text
     return found
 
 
@@ -204,13 +229,14 @@ def recording_object(recording: Recording) -> dict[str, Any]:
     }
 
 
-def stored_object(stored: Stored) -> dict[str, Any]:
-    """A snapshot file, as its name tells."""
+def stored_object(stored: Stored, reason: str | None) -> dict[str, Any]:
+    """A snapshot file, as its name tells; `reason` is why it was taken, as its header does."""
     return {
         "file": str(stored.path),
         "recording": stored.recording,
         "taken_at": wall(int(stored.taken) * 1_000_000_000),
         "reason": stored.reason,
+        "full_reason": reason,
         "death": stored.death,
         "first": stored.first,
         "size": stored.size,
@@ -234,5 +260,6 @@ def live_object(producer: LiveProducer, now_ns: int) -> dict[str, Any]:
         "detached_ns": entry.detached_ns,
         "ended_ns": entry.ended_ns,
         "open_spans": span_objects(producer.open_spans, reference),
+        "spans_missing": producer.partial,
         "damage": producer.damage,
     }

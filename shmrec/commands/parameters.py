@@ -9,26 +9,39 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time as clock
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from shmrec import live, store
 from shmrec.capture import CUT_SHORT
+from shmrec.commands.progress import Tick
 from shmrec.commands.terminal import warn
 from shmrec.commands.wording import some
+from shmrec.errors import NoSuchRecordingError, UnfinishedSegmentError
+from shmrec.layout import SegmentState
+from shmrec.naming import names
 from shmrec.segment import Segment, open_segment
 from shmrec.snapshot_file import Snapshot, read
 
 __all__ = [
     "Moment",
+    "Now",
+    "complete_recording",
+    "complete_snapshot",
     "directory_option",
     "file_argument",
+    "has_ended",
     "json_option",
+    "located",
+    "open_lasting",
+    "open_next",
     "open_recording",
     "open_snapshot",
     "recording_arguments",
@@ -62,12 +75,38 @@ def json_option(function: _F) -> _F:
 
 def file_argument(function: _F) -> _F:
     """``[FILE]``; the verb gets `file` for `open_snapshot`."""
-    return click.argument("file", required=False, type=click.Path(path_type=Path))(function)
+    return click.argument(
+        "file",
+        required=False,
+        type=click.Path(path_type=Path),
+        shell_complete=complete_snapshot,
+    )(function)
 
 
-def open_snapshot(file: Path | None, directory: Path) -> Snapshot:
-    """The snapshot in `file`, by default the newest in the directory."""
-    return read(file if file is not None else store.newest(directory))
+def open_snapshot(
+    file: Path | None, directory: Path, tick: Tick | None = None, *, passes: int = 1
+) -> Snapshot:
+    """The snapshot in `file`, by default the newest in the directory.
+
+    A plain name that is not here is that of a file in the directory. `tick` is told how far
+    reading has come, of so many times through the file.
+    """
+    path = located(file, directory)
+    if tick is None:
+        return read(path)
+    with contextlib.suppress(OSError):
+        tick.expect(passes * path.stat().st_size, f"reading {path.name}")
+    return read(path, tick)
+
+
+def located(file: Path | None, directory: Path) -> Path:
+    """Where the snapshot is that the argument names."""
+    if file is None:
+        return store.newest(directory)
+    if file.name == str(file) and not os.path.lexists(file):
+        there = directory / file
+        return there if os.path.lexists(there) else file
+    return file
 
 
 def recording_arguments(function: _F) -> _F:
@@ -75,7 +114,29 @@ def recording_arguments(function: _F) -> _F:
     option = click.option(
         "--path", type=click.Path(), help="A recording whose memory is this file, instead of NAME."
     )
-    return click.argument("name", required=False)(option(function))
+    argument = click.argument("name", required=False, shell_complete=complete_recording)
+    return argument(option(function))
+
+
+def complete_recording(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The recordings that are there; nothing of them is opened."""
+    return [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+
+
+def complete_snapshot(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The snapshots of the directory, the newest first; where none fits, any file that is here."""
+    directory = context.params.get("directory") or store.default_directory()
+    found = [
+        stored.path.name
+        for stored in store.listing(Path(directory))
+        # A shell shows it on its terminal.
+        if stored.path.name.startswith(incomplete) and stored.path.name.isprintable()
+    ]
+    return [CompletionItem(name) for name in found] or [CompletionItem(incomplete, type="file")]
 
 
 @contextlib.contextmanager
@@ -86,7 +147,7 @@ def open_recording(
 
     Whoever used it is told afterwards if a part of it was not there any more.
     """
-    with _opened(name, path, writable) as segment:
+    with open_lasting(name, path, writable=writable) as segment:
         yield segment
         if segment.cut:
             warn(
@@ -95,7 +156,8 @@ def open_recording(
             )
 
 
-def _opened(name: str | None, path: str | None, writable: bool) -> Segment:
+def open_lasting(name: str | None, path: str | None, *, writable: bool = False) -> Segment:
+    """As `open_recording`, for who goes on with the next one of that name by itself."""
     if name is not None and path is not None:
         raise _wrong("give the NAME of a recording, or --path FILE, not both")
     if path is None:
@@ -105,6 +167,24 @@ def _opened(name: str | None, path: str | None, writable: bool) -> Segment:
     with open_segment(path, path, writable=False) as segment:
         called = segment.recorded_name
     return open_segment(called or path, path, writable=writable)
+
+
+def has_ended(segment: Segment) -> bool:
+    """Whether nothing more is recorded into it, its memory was cut, or its name leads elsewhere."""
+    return segment.cut or segment.state == SegmentState.CLOSED or not segment.linked()
+
+
+def open_next(name: str, path: str | None, run: bytes) -> Segment | None:
+    """The recording of that name if it is another one than the `run` that ended, else None."""
+    try:
+        segment = open_segment(name, path, writable=False)
+    except (NoSuchRecordingError, UnfinishedSegmentError):
+        return None
+    if segment.field("run_id") != run:
+        return segment
+    # Its memory was left; whoever starts the recording again replaces it.
+    segment.close()
+    return None
 
 
 def _only_name() -> str:
@@ -124,12 +204,26 @@ def _wrong(text: str) -> click.UsageError:
     return click.UsageError(text, click.get_current_context(silent=True))
 
 
+class Now(NamedTuple):
+    """The two clocks at one moment; what a live recording's times are told by."""
+
+    mono: int
+    wall: int
+
+    @classmethod
+    def read(cls) -> Now:
+        return cls(clock.monotonic_ns(), clock.time_ns())
+
+    def wall_ns(self, time_ns: int) -> int:
+        """CLOCK_MONOTONIC nanoseconds as nanoseconds since the epoch."""
+        return self.wall + time_ns - self.mono
+
+
 @dataclass(frozen=True)
 class Moment:
-    """A moment in a snapshot: so long before it was taken, or by the wall clock.
+    """A moment: so long before now, or by the wall clock; of a snapshot, now is when it was taken.
 
-    `ago_ns`, or `wall_ns`, or `of_day_ns`, the last time before the snapshot when a clock
-    showed it.
+    `ago_ns`, or `wall_ns`, or `of_day_ns`, the last time before now when a clock showed it.
     """
 
     ago_ns: int | None = None
@@ -137,22 +231,26 @@ class Moment:
     of_day_ns: int | None = None
 
     def mono_ns(self, snapshot: Snapshot, *, end: bool = False) -> int:
-        """CLOCK_MONOTONIC nanoseconds of the host that recorded.
+        """The moment before the snapshot was taken; see `at`."""
+        header = snapshot.header
+        return self.at(header.taken_mono_ns, header.taken_wall_ns, end=end)
+
+    def at(self, now_mono_ns: int, now_wall_ns: int, *, end: bool = False) -> int:
+        """CLOCK_MONOTONIC nanoseconds of the host that recorded, by what its clocks showed.
 
         A wall-clock moment stands for its whole microsecond, as the tools print no more;
         `end` asks for its last nanosecond.
         """
-        header = snapshot.header
         if self.ago_ns is not None:
-            return header.taken_mono_ns - self.ago_ns
+            return now_mono_ns - self.ago_ns
         wall_ns = self.wall_ns
         if wall_ns is None:
             assert self.of_day_ns is not None
             day = 86_400 * _SECOND
-            wall_ns = header.taken_wall_ns // day * day + self.of_day_ns
-            if wall_ns > header.taken_wall_ns:
+            wall_ns = now_wall_ns // day * day + self.of_day_ns
+            if wall_ns > now_wall_ns:
                 wall_ns -= day
-        return header.taken_mono_ns + wall_ns - header.taken_wall_ns + (999 if end else 0)
+        return now_mono_ns + wall_ns - now_wall_ns + (999 if end else 0)
 
 
 def to_moment(value: str) -> Moment:

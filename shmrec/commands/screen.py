@@ -20,12 +20,12 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Part", "Screen"]
+__all__ = ["STYLES", "Part", "Screen"]
 
 Part = str | tuple[str, str]
 """A piece of text, or one with the name of its style."""
 
-_STYLES: Final = {
+STYLES: Final = {
     "bad": Style(color="red", bold=True),
     "warn": Style(color="yellow"),
     "good": Style(color="green"),
@@ -114,9 +114,7 @@ class Screen:
             if not self.fits(headings, rows, indent):
                 alone = [row[-1] for row in rows]
                 headings, rows = headings[:-1], [row[:-1] for row in rows]
-        table = Table(
-            box=None, pad_edge=False, header_style=_STYLES["dim"], padding=(0, _GAP, 0, 0)
-        )
+        table = Table(box=None, pad_edge=False, header_style=STYLES["dim"], padding=(0, _GAP, 0, 0))
         unbroken_columns = _unbroken(headings, rows, self._console.width - indent)
         for place, heading in enumerate(headings):
             justify = "right" if heading.endswith(">") else "left"
@@ -143,7 +141,7 @@ class Screen:
                 self.raw(line)
 
     def _style(self, part: Part) -> Style:
-        return _STYLES[part[1]] if isinstance(part, tuple) and part[1] else Style.null()
+        return STYLES[part[1]] if isinstance(part, tuple) and part[1] else Style.null()
 
     def _rendered(self, part: Part) -> str:
         if isinstance(part, str):

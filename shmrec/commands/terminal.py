@@ -20,7 +20,7 @@ from shmrec.commands.wording import safe
 from shmrec.errors import ShmrecError
 from shmrec.log import say
 
-__all__ = ["print_path", "run", "warn"]
+__all__ = ["completion_variable", "print_path", "run", "warn"]
 
 _INTERRUPTED = 128 + signal.SIGINT
 _CONTROL = re.compile(
@@ -32,8 +32,11 @@ _PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
 def run(command: click.Command, name: str) -> None:
-    """Run a tool and exit with its status."""
+    """Run a tool and exit with its status; or complete its command line, as a shell asked."""
     _prepare_streams()
+    asked = os.environ.get(completion_variable(name))
+    if asked:
+        sys.exit(_completed(command, name, asked))
     try:
         status = _status_of(command, name)
     except SystemExit as leave:
@@ -46,6 +49,21 @@ def warn(text: str) -> None:
     context = click.get_current_context(silent=True)
     name = context.find_root().info_name if context is not None else "shmrec"
     _say(f"{name}: {text}")
+
+
+def completion_variable(name: str) -> str:
+    """The variable by which a shell asks a tool to complete its command line."""
+    return f"_{name.replace('-', '_').upper()}_COMPLETE"
+
+
+def _completed(command: click.Command, name: str, asked: str) -> int:
+    """Answer the shell, in click's own way; whatever goes wrong, nothing is in its way."""
+    from click.shell_completion import shell_complete
+
+    try:
+        return shell_complete(command, {}, name, completion_variable(name), asked)
+    except (click.ClickException, ShmrecError, OSError, KeyError, ValueError):
+        return 1
 
 
 def print_path(path: str | Path) -> None:

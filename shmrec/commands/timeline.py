@@ -9,13 +9,29 @@ from collections.abc import Iterable
 from typing import Final
 
 from shmrec.commands.screen import Part
-from shmrec.commands.wording import age, arguments, safe, span_named, thread_said
+from shmrec.commands.wording import age, arguments, clock, counted, safe, span_named, thread_said
 from shmrec.decoder import Event, OpenSpan
 from shmrec.events import BEGIN, COUNTER, END, EXCEPTION, LOG
+from shmrec.follow import DAMAGE, DIED, GAP, JOINED, LEFT, Note
 
-__all__ = ["event_parts", "inside_of", "newest_first", "thread_of"]
+__all__ = [
+    "event_line",
+    "event_parts",
+    "inside_of",
+    "newest_first",
+    "note_line",
+    "process_named",
+    "thread_of",
+]
 
 _STYLES: Final = {EXCEPTION.name: "bad", BEGIN.name: "good", END.name: "dim", COUNTER.name: "warn"}
+
+_NOTES: Final = {
+    JOINED: "joined",
+    LEFT: "left in order",
+    DIED: "ended without leaving",
+    DAMAGE: "cannot be read",
+}
 
 # By Python's `logging`: from that number on, in the style.
 _LEVELS: Final = (("bad", 40), ("warn", 30), ("", 20), ("dim", 0))
@@ -46,6 +62,35 @@ def event_parts(event: Event, limit: int = 0) -> list[Part]:
     if event.args:
         parts.append(f"  {arguments(event.args, limit)}")
     return parts
+
+
+def event_line(wall_ns: int, event: Event, wide: int, between: str = "  ") -> list[Part]:
+    """A line of a timeline; processes have so wide a column, `between` follows the time."""
+    return [
+        (clock(wall_ns), "dim"),
+        between,
+        f"{process_named(event.pid, event.label):<{wide}}  ",
+        (f"{safe(event.thread_name) or event.thread:<12}  ", "dim"),
+        *event_parts(event),
+    ]
+
+
+def note_line(wall_ns: int, note: Note, wide: int, lost: int) -> list[Part]:
+    """What is said between the events of a recording; `lost` are so many of all gaps so far."""
+    said = _NOTES.get(note.kind, note.kind)
+    if note.kind == GAP:
+        said = f"{counted(note.lost, 'event')} overwritten before they could be read"
+        said += f", {lost:,} so far" if lost > note.lost else ""
+    return [
+        (clock(wall_ns), "dim"),
+        f"  {process_named(note.pid, note.label):<{wide}}  ",
+        (f"-- {said}{': ' if note.text else ''}{safe(note.text)}", "warn"),
+    ]
+
+
+def process_named(pid: int, label: str) -> str:
+    """A process in a column."""
+    return f"{safe(label)}[{pid}]"
 
 
 def newest_first(spans: Iterable[OpenSpan]) -> list[OpenSpan]:

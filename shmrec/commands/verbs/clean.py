@@ -10,7 +10,7 @@ from typing import Final
 import click
 
 from shmrec import live, naming, segment, store, takeover, wakeup
-from shmrec.commands.parameters import directory_option
+from shmrec.commands.parameters import complete_recording, directory_option
 from shmrec.commands.screen import Screen
 from shmrec.commands.wording import age, counted, safe, size
 from shmrec.errors import NoSuchRecordingError, ShmrecError, UnfinishedSegmentError
@@ -42,7 +42,7 @@ def _to_seconds(value: str) -> float:
 
 
 @click.command("clean", epilog=_EPILOG)
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_recording)
 @directory_option
 @click.option(
     "--older-than", type=_to_seconds, metavar="AGE", help="Snapshots older than this are old."

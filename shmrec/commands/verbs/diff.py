@@ -12,13 +12,20 @@ from shmrec import store
 from shmrec.commands.analysisform import frame_objects
 from shmrec.commands.difference import print_difference
 from shmrec.commands.jsonform import dumps
-from shmrec.commands.parameters import directory_option, json_option, open_snapshot
+from shmrec.commands.pager import paged, pager_option
+from shmrec.commands.parameters import (
+    complete_snapshot,
+    directory_option,
+    json_option,
+    open_snapshot,
+)
+from shmrec.commands.progress import Tick, progress
 from shmrec.commands.screen import Screen
 from shmrec.commands.wording import wall
 from shmrec.comparison import Change, Comparison, Durations, SpanChange, compare
 from shmrec.errors import NoSuchSnapshotError
 from shmrec.manifest import Producer
-from shmrec.snapshot_file import Snapshot, read
+from shmrec.snapshot_file import Snapshot
 
 _MOST: Final = 2
 
@@ -40,11 +47,20 @@ Examples:
 
 
 @click.command("diff", epilog=_EPILOG)
-@click.argument("files", metavar="[FILE [FILE]]", nargs=-1, type=click.Path(path_type=Path))
+@click.argument(
+    "files",
+    metavar="[FILE [FILE]]",
+    nargs=-1,
+    type=click.Path(path_type=Path),
+    shell_complete=complete_snapshot,
+)
 @directory_option
 @click.option("--all", "everything", is_flag=True, help="All rows of every table.")
+@pager_option
 @json_option
-def command(files: tuple[Path, ...], directory: Path, everything: bool, as_json: bool) -> None:
+def command(
+    files: tuple[Path, ...], directory: Path, everything: bool, no_pager: bool, as_json: bool
+) -> None:
     """Say what changed between two snapshots of one recording.
 
     Who died, came and went; what is still going on that was going on before; how fast it was
@@ -52,21 +68,24 @@ def command(files: tuple[Path, ...], directory: Path, everything: bool, as_json:
     """
     if len(files) > _MOST:
         raise click.UsageError(f"give {_MOST} FILEs at most", click.get_current_context())
-    found = compare(*_two(files, directory))
+    with progress("reading") as tick:
+        found = compare(*_two(files, directory, tick))
     if as_json:
         click.echo(dumps(_object(found)))
-    else:
+        return
+    with paged(no_pager):
         print_difference(Screen(), found, everything=everything)
 
 
-def _two(files: tuple[Path, ...], directory: Path) -> tuple[Snapshot, Snapshot]:
-    first = open_snapshot(files[0] if files else None, directory)
+def _two(files: tuple[Path, ...], directory: Path, tick: Tick) -> tuple[Snapshot, Snapshot]:
+    first = open_snapshot(files[0] if files else None, directory, tick, passes=2)
     if len(files) == _MOST:
-        return first, read(files[1])
+        return first, open_snapshot(files[1], directory, tick, passes=2)
     recording = first.header.recording
     for stored in store.listing(directory):
         if stored.recording == recording and not _same_file(stored.path, first.path):
-            return _in_order(read(stored.path), first)
+            other = open_snapshot(stored.path, directory, tick, passes=2)
+            return _in_order(other, first)
     raise NoSuchSnapshotError(
         f"{directory} has no other snapshot of recording {recording!r} to compare {first.path} "
         f"with: take one with `shmrec-dump snapshot {recording}`, or name two files"

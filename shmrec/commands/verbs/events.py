@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from fnmatch import fnmatchcase
-from functools import lru_cache
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Final
 
 import click
 
+from shmrec.commands.filters import MOMENTS, Wanted, filter_options
 from shmrec.commands.jsonform import dumps, event_object
+from shmrec.commands.pager import paged, pager_option
 from shmrec.commands.parameters import (
     Moment,
     directory_option,
@@ -22,18 +23,16 @@ from shmrec.commands.parameters import (
     open_snapshot,
     to_moment,
 )
+from shmrec.commands.progress import progress
 from shmrec.commands.screen import Screen
-from shmrec.commands.timeline import event_parts
-from shmrec.commands.wording import clock, safe
+from shmrec.commands.timeline import event_line, process_named
+from shmrec.commands.wording import safe
 from shmrec.decoder import Event
-from shmrec.events import KINDS
 from shmrec.snapshot_file import Snapshot
 
-_EPILOG: Final = """\b
+_EPILOG: Final = f"""\b
 WHEN is one of
-  5, -5, 5s, 250ms, 2m, "5s ago"   that long before the snapshot was taken (ns us ms s m h d)
-  12:30:05.25                      a time of day, UTC, as printed in the first column
-  2026-01-31T12:30:05.25Z          ISO 8601; UTC unless it says otherwise
+{MOMENTS.format(now="the snapshot was taken")}
 
 \b
 The columns: time of day in UTC, seconds before the snapshot, label and pid, thread, event.
@@ -56,16 +55,7 @@ Examples:
 @click.command("events", epilog=_EPILOG)
 @file_argument
 @directory_option
-@click.option("--pid", "pids", type=int, multiple=True, help="Of this process; may be repeated.")
-@click.option("--thread", help="Of this thread, by its id or its name.")
-@click.option(
-    "--kind",
-    "kinds",
-    type=click.Choice([kind.name for kind in KINDS if kind.counted]),
-    multiple=True,
-    help="Of this kind; may be repeated.",
-)
-@click.option("--name", help="With a name that matches this shell pattern.")
+@filter_options
 @click.option("--since", type=to_moment, metavar="WHEN", help="From then on.")
 @click.option("--until", type=to_moment, metavar="WHEN", help="Up to then.")
 @click.option(
@@ -76,63 +66,49 @@ Examples:
 )
 @click.option("--tail", type=click.IntRange(0), help="Only the last so many of those.")
 @click.option("--count", "only_count", is_flag=True, help="Print only how many there are.")
+@pager_option
 @json_option
 def command(
     file: Path | None,
     directory: Path,
-    pids: tuple[int, ...],
-    thread: str | None,
-    kinds: tuple[str, ...],
-    name: str | None,
+    wanted: Wanted,
     since: Moment | None,
     until: Moment | None,
     facts: bool,
     tail: int | None,
     only_count: bool,
+    no_pager: bool,
     as_json: bool,
 ) -> None:
     """Print the events of a snapshot, of all processes in time order, one a line."""
-    snapshot = open_snapshot(file, directory)
-    damage = list(snapshot.damage)
-    indexes = None
-    if pids:
-        indexes = {each.index for each in snapshot.producers if each.pid in pids}
-        for pid in set(pids) - {each.pid for each in snapshot.producers}:
-            click.echo(f"shmrec-dump: no process {pid} is in {safe(snapshot.path.name)}", err=True)
-        if not indexes:
-            sys.exit(1)
-    tests: list[Callable[[Event], bool]] = []
-    if thread is not None:
-        tests.append(lambda event: thread in (str(event.thread), event.thread_name))
-    if kinds:
-        tests.append(lambda event: event.kind in kinds)
-    if name is not None:
-        # Names are few and come again and again.
-        matches = lru_cache(lambda text: fnmatchcase(text, name))
-        tests.append(lambda event: matches(event.name))
-    if since is not None:
-        first = since.mono_ns(snapshot)
-        tests.append(lambda event: event.time_ns >= first)
-    if until is not None:
-        last = until.mono_ns(snapshot, end=True)
-        tests.append(lambda event: event.time_ns <= last)
-    if only_count:
-        # For a count the order is all the same, and dear.
-        runs = snapshot.runs(producers=indexes, ordered=False, facts=facts, told=damage.append)
-        count = sum(map(len, _matching(runs, tests)))
-        count = count if tail is None else min(count, tail)
-        click.echo(dumps({"events": count}) if as_json else count)
-        _end(snapshot, damage)
-        return
-    runs = snapshot.runs(producers=indexes, facts=facts, told=damage.append)
-    found: Iterable[Event] = chain.from_iterable(_matching(runs, tests))
-    if tail is not None:
-        found = deque(found, maxlen=tail)
-    if as_json:
-        for event in found:
-            sys.stdout.write(f"{dumps(event_object(snapshot, event))}\n")
-    else:
-        _print(snapshot, found)
+    with progress("reading") as tick:
+        snapshot = open_snapshot(file, directory, tick, passes=2)
+        damage = list(snapshot.damage)
+        indexes = _indexes(snapshot, wanted.pids)
+        matching = replace(wanted, pids=()).matching(
+            since_ns=since.mono_ns(snapshot) if since is not None else None,
+            until_ns=until.mono_ns(snapshot, end=True) if until is not None else None,
+        )
+        if only_count:
+            # For a count the order is all the same, and dear.
+            runs = snapshot.runs(producers=indexes, ordered=False, facts=facts, told=damage.append)
+            count = sum(len(matching(run)) for run in runs)
+            count = count if tail is None else min(count, tail)
+            tick.stop()
+            click.echo(dumps({"events": count}) if as_json else count)
+            _end(snapshot, damage)
+            return
+        runs = snapshot.runs(producers=indexes, facts=facts, told=damage.append)
+        found: Iterable[Event] = chain.from_iterable(map(matching, runs))
+        if tail is not None:
+            found = deque(found, maxlen=tail)
+        tick.give_way()
+        with paged(no_pager or as_json):
+            if as_json:
+                for event in found:
+                    sys.stdout.write(f"{dumps(event_object(snapshot, event))}\n")
+            else:
+                _print(snapshot, found)
     _end(snapshot, damage)
 
 
@@ -150,25 +126,22 @@ def _end(snapshot: Snapshot, damage: list[str]) -> None:
     sys.exit(1)
 
 
-def _matching(
-    runs: Iterator[list[Event]], tests: list[Callable[[Event], bool]]
-) -> Iterator[list[Event]]:
-    for run in runs:
-        for test in tests:
-            run = list(filter(test, run))
-        yield run
+def _indexes(snapshot: Snapshot, pids: tuple[int, ...]) -> set[int] | None:
+    """The producers that are wanted; None for all."""
+    if not pids:
+        return None
+    for pid in set(pids) - {each.pid for each in snapshot.producers}:
+        click.echo(f"shmrec-dump: no process {pid} is in {safe(snapshot.path.name)}", err=True)
+    found = {each.index for each in snapshot.producers if each.pid in pids}
+    if not found:
+        sys.exit(1)
+    return found
 
 
 def _print(snapshot: Snapshot, events: Iterable[Event]) -> None:
     screen = Screen()
     taken = snapshot.header.taken_mono_ns
-    names = {each.index: f"{safe(each.label)}[{each.pid}]" for each in snapshot.producers}
-    wide = max(map(len, names.values()), default=0)
+    wide = max((len(process_named(p.pid, p.label)) for p in snapshot.producers), default=0)
     for event in events:
-        screen.stream(
-            (clock(snapshot.wall_ns(event.time_ns)), "dim"),
-            f" {(event.time_ns - taken) / 1e9:+12.6f}  ",
-            f"{names[event.producer]:<{wide}}  ",
-            (f"{safe(event.thread_name) or event.thread:<12}  ", "dim"),
-            *event_parts(event),
-        )
+        before = f" {(event.time_ns - taken) / 1e9:+12.6f}  "
+        screen.stream(*event_line(snapshot.wall_ns(event.time_ns), event, wide, before))

@@ -8,7 +8,9 @@ from typing import Final
 import click
 
 from shmrec.commands.jsonform import dumps, snapshot_object
+from shmrec.commands.pager import paged, pager_option
 from shmrec.commands.parameters import directory_option, file_argument, json_option, open_snapshot
+from shmrec.commands.progress import progress
 from shmrec.commands.report import print_report
 from shmrec.commands.screen import Screen
 from shmrec.forensics import analyse
@@ -27,12 +29,15 @@ it detached, or else when the snapshot was taken.
 @click.command("info", epilog=_EPILOG, short_help="Report what happened, and to whom.")
 @file_argument
 @directory_option
+@pager_option
 @json_option
-def command(file: Path | None, directory: Path, as_json: bool) -> None:
+def command(file: Path | None, directory: Path, no_pager: bool, as_json: bool) -> None:
     """Say who died and why, what it was in the middle of, what the others did, what was lost."""
-    snapshot = open_snapshot(file, directory)
-    analysis = analyse(snapshot)
+    with progress("reading") as tick:
+        snapshot = open_snapshot(file, directory, tick, passes=2)
+        analysis = analyse(snapshot)
     if as_json:
         click.echo(dumps(snapshot_object(snapshot, analysis)))
-    else:
+        return
+    with paged(no_pager):
         print_report(Screen(), snapshot, analysis)

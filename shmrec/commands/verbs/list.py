@@ -13,8 +13,11 @@ from shmrec.commands.jsonform import dumps, recording_object, stored_object
 from shmrec.commands.parameters import directory_option, json_option
 from shmrec.commands.screen import Part, Screen
 from shmrec.commands.wording import age, moment, safe, size
+from shmrec.heading import read_header
 
 _REASON: Final = 3
+"""The column."""
+_REASON_LENGTH: Final = 100
 _SHOWN: Final = 20
 _LATE_NS: Final = 5_000_000_000
 _STYLES: Final = {live.OPEN: "good", live.CLOSED: "dim"}
@@ -51,7 +54,7 @@ def command(directory: Path, everything: bool, as_json: bool) -> None:
         found = {
             "recordings": [recording_object(each) for each in recordings],
             "directory": str(directory),
-            "snapshots": [stored_object(each) for each in stored],
+            "snapshots": [stored_object(each, _reason(each)) for each in stored],
         }
         click.echo(dumps(found))
         return
@@ -127,7 +130,7 @@ def _snapshots(screen: Screen, directory: Path, stored: list[store.Stored]) -> N
                 moment(int(each.taken) * 1_000_000_000).removesuffix(" UTC"),
                 f"{age(ago)} ago",
                 (safe(each.recording), "name"),
-                (safe(each.reason).replace("-", " "), "bad" if each.death else ""),
+                (_said(each), "bad" if each.death else ""),
                 ("first", "strong") if each.first else "",
                 size(each.size),
                 safe(each.path.name),
@@ -140,3 +143,18 @@ def _snapshots(screen: Screen, directory: Path, stored: list[store.Stored]) -> N
         for row in rows:
             del row[_REASON]
     screen.table(headings, rows, indent=2)
+
+
+def _reason(stored: store.Stored) -> str | None:
+    """Why it was taken, in full, as the file says it."""
+    header = read_header(stored.path)
+    return header.reason or None if header is not None else None
+
+
+def _said(stored: store.Stored) -> str:
+    """The same for a table; of a file that does not say it, what its name has."""
+    reason = _reason(stored)
+    if reason is None:
+        return safe(stored.reason).replace("-", " ")
+    shown = safe(reason)
+    return f"{shown[: _REASON_LENGTH - 1]}…" if len(shown) > _REASON_LENGTH else shown

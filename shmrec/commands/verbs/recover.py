@@ -9,6 +9,7 @@ import click
 
 from shmrec import takeover
 from shmrec.commands.parameters import directory_option, open_recording, recording_arguments
+from shmrec.commands.progress import progress
 from shmrec.commands.terminal import print_path
 from shmrec.commands.wording import safe
 from shmrec.errors import CollectorRunningError
@@ -48,7 +49,16 @@ def command(name: str | None, path: str | None, directory: Path, reason: str, fo
                 f"`shmrec-dump snapshot {which}`, which flushes first; if that does not answer, "
                 "--force reads the memory as it is"
             )
-        taken = takeover.recover(
-            segment, directory, reason=reason, warn=lambda doubt: click.echo(safe(doubt), err=True)
-        )
+        with progress(f"recovering {segment.name}") as tick:
+
+            def stop() -> bool:
+                """Asked before every batch, which is a sign of life."""
+                tick()
+                return False
+
+            def warn(doubt: str) -> None:
+                tick.stop()
+                click.echo(safe(doubt), err=True)
+
+            taken = takeover.recover(segment, directory, reason=reason, warn=warn, stop=stop)
     print_path(taken)

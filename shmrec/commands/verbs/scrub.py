@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Final
 
 import click
 
+from shmrec.commands.progress import progress
 from shmrec.commands.screen import Screen
 from shmrec.commands.wording import counted, safe
 from shmrec.redaction import DEFAULT_PATTERNS, Rules
@@ -72,7 +74,12 @@ def command(
     For showing a snapshot to others: what users sent is mostly in paths, messages and arguments.
     """
     rules = Rules(args or DEFAULT_PATTERNS, names, stacks)
-    _print(Screen(), scrub(file, rules, output), rules)
+    with progress("scrubbing") as tick:
+        with contextlib.suppress(OSError):
+            # It is read once for its frames and once for its events, and so is the new one.
+            tick.expect(4 * file.stat().st_size)
+        done = scrub(file, rules, output, tick)
+    _print(Screen(), done, rules)
 
 
 def _print(screen: Screen, done: Scrubbed, rules: Rules) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import Final
 
 import click
 
-from shmrec import live, requests, store
+from shmrec import live, store
 from shmrec.commands.parameters import open_recording, recording_arguments
+from shmrec.commands.progress import progress
+from shmrec.commands.requesting import ask_for_snapshot, checked_path
 from shmrec.commands.terminal import print_path
 from shmrec.commands.wording import safe
-from shmrec.errors import CollectorError, NoSuchProcessError
+from shmrec.errors import NoSuchProcessError
 from shmrec.layout import REASON_BYTES, Stacks, Verb
 from shmrec.segment import Segment
-from shmrec.wakeup import open_wakeup
 
 _EPILOG: Final = """\b
 Examples:
@@ -77,11 +77,12 @@ def command(
     with open_recording(name, path, writable=True) as segment:
         _check_asked(segment, stacks)
         verb = Verb.SNAPSHOT if output is None else Verb.TRANSFER
-        taken = requests.ask(
-            segment, open_wakeup(segment), verb, reason=reason, argument=stacks, timeout=timeout
-        )
+        with progress("waiting for the collector") as tick:
+            taken = ask_for_snapshot(
+                segment, verb=verb, reason=reason, stacks=stacks, timeout=timeout, tick=tick
+            )
     if output is None:
-        print_path(_checked(taken))
+        print_path(checked_path(taken))
         return
     with store.take_transfer(Path(taken)) as source:
         if piped:
@@ -95,13 +96,6 @@ def command(
         if unfinished.doubt:
             click.echo(safe(unfinished.doubt), err=True)
     print_path(output)
-
-
-def _checked(answer: str) -> str:
-    """The path of a snapshot that the collector answered, in memory that others write too."""
-    if not os.path.isabs(answer) or not store.is_name(os.path.basename(answer)):
-        raise CollectorError(f"the collector answered {answer[:200]!r}: no path of a snapshot")
-    return answer
 
 
 def _to_wish(value: str | None) -> tuple[int, int]:

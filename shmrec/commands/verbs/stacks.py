@@ -11,7 +11,9 @@ import click
 from shmrec.commands.analysisform import stack_objects
 from shmrec.commands.insides import print_stack, span_parts, thread_named
 from shmrec.commands.jsonform import dumps, span_objects
+from shmrec.commands.pager import paged, pager_option
 from shmrec.commands.parameters import directory_option, file_argument, json_option, open_snapshot
+from shmrec.commands.progress import progress
 from shmrec.commands.screen import Screen
 from shmrec.commands.wording import age, safe, some, who
 from shmrec.findings import stack_missing, threads_of
@@ -41,10 +43,14 @@ do of those whom they are about, and `shmrec-dump snapshot --stacks` does of who
 @file_argument
 @directory_option
 @click.option("--pid", "pids", type=int, multiple=True, help="Of this process; may be repeated.")
+@pager_option
 @json_option
-def command(file: Path | None, directory: Path, pids: tuple[int, ...], as_json: bool) -> None:
+def command(
+    file: Path | None, directory: Path, pids: tuple[int, ...], no_pager: bool, as_json: bool
+) -> None:
     """Print the stacks in a snapshot, by process and thread, beside the threads' open spans."""
-    snapshot = open_snapshot(file, directory)
+    with progress("reading") as tick:
+        snapshot = open_snapshot(file, directory, tick)
     for pid in sorted(set(pids) - {each.pid for each in snapshot.producers}):
         click.echo(f"shmrec-dump: no process {pid} is in {safe(snapshot.path.name)}", err=True)
     wanted = [each for each in snapshot.producers if not pids or each.pid in pids]
@@ -52,6 +58,11 @@ def command(file: Path | None, directory: Path, pids: tuple[int, ...], as_json: 
         found = [_object(snapshot, each) for each in wanted]
         click.echo(dumps({"file": str(snapshot.path), "producers": found}))
         return
+    with paged(no_pager):
+        _print_all(snapshot, wanted)
+
+
+def _print_all(snapshot: Snapshot, wanted: list[Producer]) -> None:
     screen = Screen()
     started = False
     for producer in wanted:

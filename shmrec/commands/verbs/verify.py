@@ -10,6 +10,7 @@ import click
 
 from shmrec.commands.jsonform import dumps
 from shmrec.commands.parameters import directory_option, file_argument, json_option, open_snapshot
+from shmrec.commands.progress import progress
 from shmrec.commands.screen import Screen
 from shmrec.commands.wording import counted, safe, size
 from shmrec.errors import DamagedFileError
@@ -35,8 +36,9 @@ def command(file: Path | None, directory: Path, as_json: bool) -> None:
     """
     found: dict[str, Any] = {"file": str(file), "intact": False}
     try:
-        snapshot = open_snapshot(file, directory)
-        damage = snapshot.verify()
+        with progress("reading") as tick:
+            snapshot = open_snapshot(file, directory, tick, passes=2)
+            damage = snapshot.verify()
         held = {
             "recording": snapshot.header.recording,
             "producers": len(snapshot.producers),

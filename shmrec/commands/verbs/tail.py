@@ -1,0 +1,176 @@
+"""``shmrec-dump tail``: the events of a recording as they are recorded, of all processes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections import deque
+from typing import Final
+
+import click
+
+from shmrec import follow, process
+from shmrec.commands.filters import MOMENTS, Wanted, filter_options
+from shmrec.commands.parameters import (
+    Moment,
+    Now,
+    has_ended,
+    json_option,
+    open_lasting,
+    open_next,
+    recording_arguments,
+    to_moment,
+)
+from shmrec.commands.progress import progress
+from shmrec.commands.tail_output import BEGUN, ENDED, Output
+from shmrec.decoder import Event
+from shmrec.errors import SegmentError
+from shmrec.follow import Follower, Note
+from shmrec.segment import Segment
+
+_LAST: Final = 10
+_EVERY: Final = 0.1
+"""Seconds between two looks into shared memory."""
+_AGAIN: Final = 0.2
+"""Seconds between two looks for the next recording of that name."""
+
+_EPILOG: Final = f"""\\b
+WHEN is one of
+{MOMENTS.format(now="now")}
+
+\\b
+The columns: time of day in UTC, label and pid, thread, event. An event is shown a quarter of a
+second after it happened at most, so that all processes' events come in the order of time. Lines
+that begin with -- are no events: a process joined, left or died, or so many of its events were
+overwritten before they could be read. With --json these are objects whose kind is "joined",
+"left", "died" or "gap" (with `lost`), and "ended" or "begun" of the recording itself.
+
+\\b
+Where filters are given, -n looks back through the newest {follow.LOOKED_BACK} batches of each
+process, which is all of a ring of the default size.
+
+\\b
+When the recording ends it says so and waits for the next one of that name, whose events it shows
+from their beginning; with --no-wait it ends there. Ctrl-C ends it, with status
+{128 + signal.SIGINT}, and so does a reader that goes away.
+
+\\b
+Nothing is written to the recording, and no process is asked for anything.
+
+\\b
+Examples:
+  shmrec-dump tail web
+  shmrec-dump tail web --kind exception --kind log
+  shmrec-dump tail web --pid 4242 --since 5s
+  shmrec-dump tail web -n 0 --json | jq -c 'select(.kind == "end" and .duration_ns > 1e9)'
+"""
+
+
+@click.command("tail", epilog=_EPILOG, short_help="Follow the events as they are recorded.")
+@recording_arguments
+@filter_options
+@click.option(
+    "-n",
+    "--lines",
+    "count",
+    type=click.IntRange(0),
+    help=f"Begin with the last so many of those; {_LAST}, unless --since is given.",
+)
+@click.option("--since", type=to_moment, metavar="WHEN", help="Begin with those from then on.")
+@click.option("--no-wait", is_flag=True, help="End when the recording does.")
+@json_option
+def command(
+    name: str | None,
+    path: str | None,
+    wanted: Wanted,
+    count: int | None,
+    since: Moment | None,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Follow the events of recording NAME, of all processes in time order, one a line.
+
+    Read from shared memory as it is: no process is asked, flushed or delayed.
+    """
+    now = Now.read()
+    since_ns = since.at(now.mono, now.wall) if since is not None else None
+    if count is None and since is None:
+        count = _LAST
+    output = Output(wanted, since_ns, as_json)
+    try:
+        segment = open_lasting(name, path)
+        if segment.field("boot_id") != process.boot_id():
+            raise SegmentError(
+                f"recording {segment.name!r} is of another boot of the machine, nothing is "
+                "recorded into it any more: `shmrec-dump recover` reads it"
+            )
+        follower = Follower(segment)
+        _catch_up(follower, output, count)
+        while True:
+            _follow(segment, follower, output)
+            output.say(
+                segment.name, ENDED, "has ended" + (": waiting for the next" * (not no_wait))
+            )
+            if no_wait:
+                return
+            segment = _next(segment, output)
+            follower = Follower(segment)
+            follower.from_the_beginning()
+            output.say(segment.name, BEGUN, "has begun anew")
+    except KeyboardInterrupt:
+        # Whoever types Ctrl-C has seen enough.
+        sys.exit(128 + signal.SIGINT)
+
+
+def _catch_up(follower: Follower, output: Output, count: int | None) -> None:
+    """What was recorded already, as far as it is wanted."""
+    if count == 0 and output.since_ns is None:
+        follower.from_now()
+        return
+    whole = output.wanted.everything and output.since_ns is None
+    follower.back(count=count if whole else None, since_ns=output.since_ns)
+    began, newest = time.monotonic_ns(), 0
+    last: deque[Event | Note] = deque(maxlen=count)
+    with progress("looking back") as tick:
+        over = False
+        while not over:
+            found = output.chosen(follower.poll(time.monotonic_ns()))
+            newest = found[-1].time_ns if found else newest
+            # Of what is recorded faster than it is read, all that was there is what counts.
+            over = not follower.behind or newest > began
+            if not follower.behind:
+                found += output.chosen(follower.poll(time.monotonic_ns(), drain=True))
+            last += found if count is None else [each for each in found if type(each) is Event]
+            if count is None and last:
+                tick.give_way()
+                output.print(last)
+                last.clear()
+            tick()
+    output.print(last)
+
+
+def _follow(segment: Segment, follower: Follower, output: Output) -> None:
+    """Print what comes until the recording ends."""
+    while True:
+        over = has_ended(segment)
+        found = follower.poll(time.monotonic_ns())
+        over = over and not follower.behind
+        if over:
+            found += follower.poll(time.monotonic_ns(), drain=True)
+        output.print(output.chosen(found))
+        if over:
+            return
+        if not follower.behind:
+            output.wait(_EVERY)
+
+
+def _next(ended: Segment, output: Output) -> Segment:
+    """The next recording of that name, when it is there."""
+    run = ended.field("run_id")
+    ended.close()
+    while True:
+        segment = open_next(ended.name, ended.path, run)
+        if segment is not None:
+            return segment
+        output.wait(_AGAIN)

@@ -1,0 +1,300 @@
+"""``shmrec-dump tail``: real processes that come and go, readers that go away, a restart."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmrec import process
+from shmrec.segment import open_segment
+
+from .conftest import WAIT_SECONDS, wait_until
+from .dumping import DUMP, HOSTILE, Scene, a_scene, environment, failure
+from .recordings import unserved
+
+
+class Tail:
+    """`tail` with these arguments, its output read as it comes."""
+
+    def __init__(self, *args: str) -> None:
+        self.running = subprocess.Popen(
+            [*DUMP, "tail", *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        self.lines: list[str] = []
+        self._said: list[str] = []
+        self._threads = [
+            threading.Thread(target=self._read, args=pair)
+            for pair in (
+                (self.running.stdout, self.lines),
+                (self.running.stderr, self._said),
+            )
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @staticmethod
+    def _read(stream: Any, into: list[str]) -> None:
+        for line in stream:
+            into.append(line.rstrip("\n"))
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in list(self.lines)]
+
+    @property
+    def said(self) -> str:
+        return "\n".join(self._said)
+
+    def see(self, part: str) -> None:
+        """Wait until it has printed a line with that."""
+        wait_until(lambda: any(part in line for line in list(self.lines)))
+
+    def hear(self, part: str) -> None:
+        """The same of standard error."""
+        wait_until(lambda: part in self.said)
+
+    def end(self, number: int | None = None) -> int:
+        """Its status, at the signal or by itself."""
+        if number is not None:
+            self.running.send_signal(number)
+        status = self.running.wait(WAIT_SECONDS)
+        for thread in self._threads:
+            thread.join()
+        return status
+
+    def close(self) -> None:
+        self.running.kill()
+        self.end()
+        for stream in (self.running.stdout, self.running.stderr):
+            assert stream is not None
+            stream.close()
+
+
+@pytest.fixture
+def scene(recording_name: str, tmp_path: Path) -> Iterator[Scene]:
+    with a_scene(recording_name, tmp_path) as scene:
+        yield scene
+
+
+@pytest.fixture
+def tail() -> Iterator[Callable[..., Tail]]:
+    """Starts `Tail`s and ends them with the test."""
+    started: list[Tail] = []
+
+    def start(*args: str) -> Tail:
+        started.append(Tail(*args))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+JOIN = """
+pid = os.fork()
+if not pid:
+    shmrec.attach(label="late")
+    shmrec.instant("late.here")
+    shmrec.detach()
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+def test_events_come_as_they_are_recorded(scene: Scene, tail: Callable[..., Tail]) -> None:
+    follower = tail(scene.name)
+    follower.see("scene.ready")
+    before = len(follower.lines)
+    assert before == 10
+    scene.do("shmrec.instant('now', n=1)")
+    follower.see("now  n=1")
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d\.\d{6}  master\[\d+\] +MainThread +instant +now  n=1", follower.lines[-1]
+    )
+    scene.do(f"exec({JOIN!r})")
+    follower.see("late.here")
+    follower.see("-- left in order")
+    os.kill(scene.workers[0], signal.SIGKILL)
+    follower.see("-- ended without leaving")
+    late = [line.split("  ", 1)[1].strip() for line in follower.lines if "late[" in line]
+    assert [re.sub(r"late\[\d+\] +", "", line) for line in late] == [
+        "-- joined", "MainThread    instant   late.here", "-- left in order",
+    ]  # fmt: skip
+    # Quietly: whoever types Ctrl-C knows.
+    assert follower.end(signal.SIGINT) == 130
+    assert follower.said == ""
+    assert all(line.isprintable() for line in follower.lines)
+
+
+def test_as_json_in_the_order_of_time(scene: Scene, tail: Callable[..., Tail]) -> None:
+    follower = tail(scene.name, "--json", "--since", "1h")
+    follower.see("scene.ready")
+    scene.do("[shmrec.counter('n', n) for n in range(500)]")
+    follower.see('"value": 499')
+    events = follower.objects
+    assert [each["value"] for each in events if each["name"] == "n"] == list(range(500))
+    assert [each["time_ns"] for each in events] == sorted(each["time_ns"] for each in events)
+    assert {each["pid"] for each in events} >= set(scene.workers)
+    assert f"query {HOSTILE}" in {each["name"] for each in events}
+    assert all(line.isascii() for line in follower.lines)
+    assert set(events[0]) == {
+        "time_ns", "wall", "pid", "label", "thread", "thread_name", "kind", "name", "span", "args",
+        "generation",
+    }  # fmt: skip
+
+
+FILTERS: list[tuple[tuple[str, ...], list[str]]] = [
+    (("--kind", "counter", "-n", "999"), ["queue"] * 3),
+    (("--name", "scene.*", "-n", "999"), ["scene.ready"]),
+    (("--kind", "begin", "--name", "req*", "-n", "2"), ["request"] * 2),
+    (("--kind", "begin", "--thread", "nobody"), []),
+    (("-n", "0"), []),
+    (("-n", "1"), ["scene.ready"]),
+    (("--since", "0", "--kind", "counter"), []),
+]
+LAST = """
+import threading
+def last():
+    shmrec.end(shmrec.begin("req.scene.last"))
+    shmrec.counter("req.scene.last", 1)
+    shmrec.instant("scene.last")
+thread = threading.Thread(target=last, name="nobody")
+thread.start()
+thread.join()
+"""
+
+
+def test_filters(scene: Scene, tail: Callable[..., Tail]) -> None:
+    followers = [tail(scene.name, "--json", *args) for args, _ in FILTERS]
+
+    def started() -> bool:
+        # What is wanted by all of them: who shows it has begun, and has shown what came before.
+        scene.do(f"exec({LAST!r})")
+        return all(any(".last" in line for line in each.lines) for each in followers)
+
+    wait_until(started)
+    for each, (args, expected) in zip(followers, FILTERS, strict=True):
+        names = [event["name"] for event in each.objects if "name" in event]
+        before = [name for name in names if ".last" not in name]
+        # Of who began a little later the last ones are others.
+        assert before in (expected, []) if "1" in args or "2" in args else before == expected, args
+
+
+def test_of_one_process(scene: Scene, tail: Callable[..., Tail]) -> None:
+    pid = scene.workers[1]
+    follower = tail(scene.name, "--json", "-n", "100", "--pid", str(pid))
+    wait_until(lambda: len(follower.lines) >= 7)
+    for each in scene.workers[:2]:
+        os.kill(each, signal.SIGKILL)
+    follower.see('"died"')
+    assert {each["pid"] for each in follower.objects} == {pid}
+    assert len(follower.lines) == 8
+
+
+def test_gaps_are_shown_and_counted(
+    recording_name: str, tmp_path: Path, script: Callable[..., Any], tail: Callable[..., Tail]
+) -> None:
+    program = script(
+        "import shmrec, sys\n"
+        "name, directory = sys.argv[1:]\n"
+        "with shmrec.FlightRecorder(name, directory=directory, size=65536):\n"
+        "    shmrec.instant('first')\n"
+        "    print('ready', flush=True)\n"
+        "    for line in sys.stdin:\n"
+        "        for n in range(int(line)): shmrec.counter('n', n)\n"
+        "        print('done', flush=True)\n",
+        recording_name,
+        str(tmp_path),
+    )
+    assert program.line() == "ready"
+    follower = tail(recording_name, "--json")
+    follower.see("first")
+    follower.running.send_signal(signal.SIGSTOP)
+    wait_until(lambda: (process.stat(follower.running.pid) or process.Stat("", 0, 0)).state == "T")
+    program.say("50000")
+    assert program.line() == "done"
+    follower.running.send_signal(signal.SIGCONT)
+    follower.see('"value": 49999')
+    [gap] = [each for each in follower.objects if each["kind"] == "gap"]
+    values = [each["value"] for each in follower.objects if each["kind"] == "counter"]
+    assert values == list(range(50000 - len(values), 50000))
+    assert gap["lost"] == gap["lost_so_far"] == 50000 - len(values)
+    kinds = [each["kind"] for each in follower.objects]
+    assert kinds.index("gap") == kinds.index("counter") - 1
+
+
+def test_a_reader_that_goes_away(scene: Scene) -> None:
+    read, write = os.pipe()
+    running = subprocess.Popen(
+        [*DUMP, "tail", scene.name],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        env=environment({"PYTHONUNBUFFERED": ""}),
+    )
+    os.close(write)
+    assert os.read(read, 1)
+    os.close(read)
+    # Nothing more is recorded: it notices all the same.
+    assert running.wait(WAIT_SECONDS) == 141
+    assert running.stderr is not None
+    assert running.stderr.read() == b""
+    running.stderr.close()
+
+
+def test_a_restart(scene: Scene, tmp_path: Path, tail: Callable[..., Tail]) -> None:
+    waiting, leaving = tail(scene.name, "--json"), tail(scene.name, "--no-wait")
+    for each in (waiting, leaving):
+        each.see("scene.ready")
+    scene.do("shmrec.instant('last.words')")
+    assert scene.script.process.stdin is not None
+    scene.script.process.stdin.close()
+    assert leaving.end() == 0
+    assert f"recording {scene.name} has ended" in leaving.said
+    assert any("last.words" in line for line in leaving.lines)
+    waiting.hear("has ended: waiting for the next")
+    before = len(waiting.lines)
+    with a_scene(scene.name, tmp_path / "again") as again:
+        waiting.hear("has begun anew")
+        wait_until(
+            lambda: any(each.get("name") == "scene.ready" for each in waiting.objects[before:])
+        )
+        fresh = waiting.objects[before:]
+        assert fresh[0]["kind"] == "begun"
+        # From its very beginning.
+        names = [each["name"] for each in fresh if each["pid" if "pid" in each else "kind"]
+                 in again.workers and "name" in each]  # fmt: skip
+        assert names.count("warm-up") == 6
+    assert waiting.objects[before - 1] == {
+        **waiting.objects[before - 1], "kind": "ended", "recording": scene.name,
+    }  # fmt: skip
+
+
+def test_it_disturbs_nobody(scene: Scene, tail: Callable[..., Tail]) -> None:
+    with open_segment(scene.name, writable=False) as segment:
+        scene.kill_collector()
+        before = bytes(segment.view[: segment.geometry.rings_offset])
+        follower = tail(scene.name, "-n", "1000")
+        follower.see("scene.ready")
+        assert follower.end(signal.SIGINT) == 130
+        assert bytes(segment.view[: segment.geometry.rings_offset]) == before
+
+
+def test_of_another_boot(recording_name: str) -> None:
+    with unserved(recording_name) as segment:
+        boot = segment.field("boot_id")
+        where = bytes(segment.view[:4096]).index(boot)
+        segment.view[where] ^= 1
+        assert "another boot" in failure("tail", recording_name)
