@@ -82,7 +82,6 @@ class Placer(Follower):
     def show(self, event: Event) -> list[Item]:
         """Its next event."""
         self._left -= 1
-        self._tick(event.time_ns)
         self.follow(event)
         return self._shown()
 
@@ -150,11 +149,13 @@ class Placer(Follower):
         )
 
     def ended(self, ordinal: int, thread: int, event: Event) -> None:
+        self._tick(event.time_ns)
         found = self._slices.pop(ordinal)
         found.end_args = event.args
         self._end(found)
 
     def lost(self, ordinal: int, thread: int) -> None:
+        # At the last moment of which it is known that it had not ended.
         found = self._slices.pop(ordinal)
         found.lost = True
         self._end(found)
@@ -163,6 +164,7 @@ class Placer(Follower):
         self._end(self._slices.pop(ordinal))
 
     def orphan(self, number: int, event: Event) -> None:
+        self._tick(event.time_ns)
         if number >= ORPHANS:
             args = {**event.args, "duration_ns": event.duration_ns}
             self._instant("instant", event, args)
@@ -176,6 +178,7 @@ class Placer(Follower):
         self._end(found)
 
     def other(self, event: Event) -> None:
+        self._tick(event.time_ns)
         if event.kind != COUNTER.name:
             self._instant(event.kind, event, event.args)
         elif type(event.value) in _NUMBERS and math.isfinite(event.value):

@@ -26,7 +26,7 @@ task's, goes to a track of the `family` of its name: a family has as many tracks
 has spans at once, made as they are needed, so that `Track`s not seen in `Process.threads` turn
 up on the way. A span that names its parent (see `lineage`) goes to the parent's lane if it fits.
 Spans that were open when the producer was last heard of end with it, `in_flight`. One that ended
-unseen, in a gap, is `lost` and ends where that was noticed.
+unseen, in a gap, is `lost` and ends where it was last known to be open.
 
 Invariants:
 
