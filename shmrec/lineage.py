@@ -89,8 +89,8 @@ def _trace_context(args: Mapping[str, Any]) -> tuple[str, str] | None:
 class Lineage:
     """The parents of a snapshot's spans: filled span by span, then `settle`d once.
 
-    `parents` leads from a span to its parent; `links` gives each such pair a number, by the
-    child; `outgoing` lists the numbers by the parent.
+    `parents` leads from a span to its parent; `links` gives each pair of two processes a number,
+    by the child; `outgoing` lists the numbers by the parent.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,8 @@ class Lineage:
             if parent is None or parent == key:
                 continue
             self.parents[key] = parent
-            self.links[key] = number = len(self.links) + 1
-            self.outgoing.setdefault(parent, []).append(number)
+            if parent[0] != key[0]:
+                self.links[key] = number = len(self.links) + 1
+                self.outgoing.setdefault(parent, []).append(number)
         self._wanted.clear()
         self._known_as.clear()

@@ -178,7 +178,8 @@ class Survey(Follower):
 
     `ends` is, by the ordinal, the place of a span's end among all ends, or `STILL_OPEN`;
     `crossing` is 1 where it crosses another one of its thread; `spans` are the ids. `threads`
-    are names by the kernel's ids. `counters` are the names of counters.
+    are names by the kernel's ids. `counters` are the names of counters. `disordered`: events go
+    back in time, as no producer writes them.
     """
 
     def __init__(
@@ -191,7 +192,9 @@ class Survey(Follower):
         self._threads: dict[int, _Thread] = {}
         self._ended = 0
         self.events = 0
-        self.first_ns = self.last_ns = 0
+        self.last_ns = 0
+        self.disordered = False
+        self._previous = -_LONGEST
         self.ends: array[int] = array("q")
         self.spans: array[int] = array("q")
         self.crossing = bytearray()
@@ -204,6 +207,9 @@ class Survey(Follower):
         for event in events:
             if event.time_ns > self.last_ns:
                 self.last_ns = event.time_ns
+            if event.time_ns < self._previous:
+                self.disordered = True
+            self._previous = event.time_ns
             self.follow(event)
         self.events += len(events)
 

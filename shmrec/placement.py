@@ -39,6 +39,7 @@ class Placer(Follower):
     ) -> None:
         super().__init__(resumed)
         self.process: Final = process
+        self.disordered: Final = survey.disordered
         self._survey = survey
         self._lineage = lineage
         self._out: list[Item] = []
@@ -246,8 +247,6 @@ class Placer(Follower):
         lineage = self._lineage
         parent = lineage.parents.get(key)
         link = lineage.links.get(key, 0)
-        if above is not None and parent == above.key:
-            link = 0
         begun = Slice(
             key, name, span, track, self._now, args, len(track.open), in_flight, above,
             parent or (above.key if above is not None else None), link,

@@ -91,7 +91,7 @@ class Slice:
     parent: Key | None
     """The span that caused it: the one that it names, else `above`'s."""
     link: int = 0
-    """The number of the arrow that ends here, if it names a parent that is not `above`."""
+    """The number of the arrow that ends here, if it names a parent in another process."""
     links: tuple[int, ...] = ()
     """Those of the arrows that may begin here."""
     stack: ThreadStack | None = None

@@ -31,8 +31,9 @@ unseen, in a gap, is `lost` and ends where it was last known to be open.
 Invariants:
 
 - The same snapshot always gives the same items, in the same order.
-- Items are in time order, and those of one process are whatever the file holds; all times and
-  numbers (pids, thread numbers) are in the ranges that the formats have: see `LATEST`.
+- Items are in time order, but for processes whose events in the file are not, which come last, and
+  spans that began in gaps. Those of one process never go back in time. All times and numbers
+  (pids, thread numbers) are in the ranges that the formats have: see `LATEST`.
 - Memory does not grow with the events: 17 bytes for each span (`nesting`), and what is open.
 - Names, labels and arguments are as they were recorded: hostile. Whoever shows them escapes.
 """
@@ -153,7 +154,10 @@ class _Showing:
     def items(self) -> Iterator[Item]:
         moments = deque(sorted(self._moments(), key=lambda each: (each.time_ns, not each.before)))
         placers = self._of
-        for run in self._timeline.snapshot.runs():
+        snapshot = self._timeline.snapshot
+        # What goes back in time would lose its order by being merged.
+        orderly = {index for index, placer in placers.items() if not placer.disordered}
+        for run in snapshot.runs(producers=orderly):
             for event in run:
                 while moments and moments[0].time_ns <= event.time_ns:
                     if moments[0].time_ns == event.time_ns and not moments[0].before:
@@ -163,6 +167,11 @@ class _Showing:
             self._advance(len(run))
         for each in moments:
             yield from each.happen()
+        for index in sorted(placers.keys() - orderly):
+            for run in snapshot.runs(producers={index}, ordered=False):
+                for event in run:
+                    yield from placers[index].show(event)
+                self._advance(len(run))
         for placer in self._placers:
             yield from placer.close()
 

@@ -438,8 +438,7 @@ def test_whatever_is_recorded_nests(tmp_path: Path, seed: int) -> None:
     assert len(ends) == kinds["end"]
     still_open = {each.span for each in read(file).producers[0].open_spans}
     assert {each.span for each in slices(items) if each.in_flight} == still_open
-    for each in ends:
-        assert each.end_ns <= TAKEN
+    assert all(shown.end_ns <= TAKEN for shown in ends)
 
 
 def test_hostile_numbers(tmp_path: Path) -> None:
