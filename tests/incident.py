@@ -142,7 +142,8 @@ def many(path: Path, events: int) -> Path:
     """A file of so many events of four producers, requests with a query each."""
     producers: list[tuple[Producer, list[Batch]]] = []
     for place in range(4):
-        batches, now, left = [], TAKEN - 9 * SECOND, events // 16
+        batches: list[Batch] = []
+        now, left = TAKEN - 9 * SECOND, events // 16
         while left:
             count = min(left, 64)
             happenings: list[list[Any]] = [[THREAD, 0, 100 + place, "MainThread"]]

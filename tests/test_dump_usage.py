@@ -34,6 +34,7 @@ def test_verbs_are_the_files() -> None:
         "diff",
         "doctor",
         "events",
+        "export",
         "info",
         "list",
         "ps",

@@ -273,3 +273,32 @@ def test_a_span_of_opentelemetry_has_so_many_events_at_most(tmp_path: Path) -> N
     file = write_file(tmp_path / "x.shmrec", header(), [(producer(), [made])])
     (span,) = strict(exported("otlp", file))["resourceSpans"][0]["scopeSpans"][0]["spans"]
     assert (len(span["events"]), span["droppedEventsCount"]) == (128, 72)
+
+
+def test_tables_of_names_that_start_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
+    form = formats.format_named("perfetto")
+    monkeypatch.setattr(form.module, "_NAMES", 4)
+    file = incident(tmp_path)
+    trace = messages.Trace.FromString(exported("perfetto", file))
+    names: dict[int, str] = {}
+    found, cleared = [], 0
+    for packet in trace.packet:
+        if packet.sequence_flags & messages.TracePacket.SEQ_INCREMENTAL_STATE_CLEARED:
+            names.clear()
+            cleared += 1
+            assert packet.trace_packet_defaults.timestamp_clock_id
+        for name in packet.interned_data.event_names:
+            assert name.iid not in names
+            names[name.iid] = name.name
+        if packet.HasField("track_event") and packet.track_event.name_iid:
+            found.append(names[packet.track_event.name_iid])
+    assert cleared > 2
+    expected = [
+        f"{item.name}{' (in flight)' if item.slice and item.slice.in_flight else ''}"
+        if item.kind == "begin"
+        else item.name
+        for item in timeline_of(file).items()
+        if item.kind not in ("end", "counter")
+    ]
+    assert found == expected

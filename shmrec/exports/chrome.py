@@ -21,7 +21,7 @@ from shmrec.tracks import Timeline
 
 __all__ = ["BINARY", "HELP", "SUFFIXES", "export"]
 
-HELP: Final = "for chrome://tracing, Firefox Profiler, and what else reads Trace Events"
+HELP: Final = "Trace Events, for chrome://tracing, Firefox Profiler, others"
 SUFFIXES: Final = (".json", ".chrome.json", ".trace.json")
 BINARY: Final = False
 

@@ -12,7 +12,7 @@ from shmrec.plain import dumps, event_object
 
 __all__ = ["BINARY", "HELP", "SUFFIXES", "export"]
 
-HELP: Final = "one event a line, as `events --json --facts` prints it"
+HELP: Final = "lines of JSON, an event each"
 SUFFIXES: Final = (".jsonl", ".ndjson")
 BINARY: Final = False
 

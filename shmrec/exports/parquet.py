@@ -18,7 +18,7 @@ from shmrec.tracks import Timeline
 
 __all__ = ["BINARY", "COMPANION", "HELP", "SUFFIXES", "export", "export_companion"]
 
-HELP: Final = "for DuckDB, pandas, Spark; the processes go to NAME.producers.parquet"
+HELP: Final = "for DuckDB, pandas, Spark; processes: NAME.producers.parquet"
 SUFFIXES: Final = (".parquet", ".pq")
 BINARY: Final = True
 COMPANION: Final = ".producers.parquet"
