@@ -52,8 +52,12 @@ class Resumption(NamedTuple):
 def resumptions(snapshot: Snapshot, producer: Producer) -> list[Resumption]:
     """The oldest batch of a producer's history, and those behind gaps in it."""
     found = []
-    for batch in snapshot.raw_batches(producer, resuming=True):
+    before = 0
+    for batch in snapshot.raw_batches(producer):
         head = batch.head
+        follows, before = 0 < before == head.number - 1, head.number
+        if follows:
+            continue
         decoded = decode(
             batch.payload, start_ns=head.start_ns, generation=head.generation, flags=head.flags
         )

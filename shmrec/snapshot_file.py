@@ -215,17 +215,10 @@ class Snapshot:
             runs = self._runs_of(file, producer, run_size(1), first)
             return list(deque(chain.from_iterable(runs), maxlen=count))
 
-    def raw_batches(self, producer: Producer, *, resuming: bool = False) -> Iterator[Batch]:
-        """The producer's batches as they are in the file, by their numbers.
-
-        `resuming`: only those before which something is missing, the oldest among them.
-        """
-        before = 0
+    def raw_batches(self, producer: Producer) -> Iterator[Batch]:
+        """The producer's batches as they are in the file, by their numbers."""
         with open(self.path, "rb") as file:
             for where in self._batches.get(producer.index, ()):
-                follows, before = where.number == before + 1 and before > 0, where.number
-                if resuming and follows:
-                    continue
                 payload = self._payload(file, where)
                 head = Head(
                     where.number,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from shmrec import store
 from shmrec.commands import formats
 from shmrec.exports import jsonl
 
@@ -196,3 +197,14 @@ def test_every_format_is_in_the_help() -> None:
         assert f"  {name} " in shown
         assert form.suffixes[0] in shown
         assert form.help in shown
+
+
+def test_a_directory_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def doubt(unfinished: store.Unfinished, name: str) -> None:
+        unfinished.doubt = f"{name} may be gone"
+
+    file = incident(tmp_path)
+    monkeypatch.setattr(store.Unfinished, "_sync_name", doubt)
+    done = dump("export", file, "-o", tmp_path / "x.txt")
+    assert done.stderr == "shmrec-dump: x.txt may be gone\n"
+    assert (tmp_path / "x.txt").exists()

@@ -483,7 +483,7 @@ def test_a_second_producer_in_one_place_is_damage(tmp_path: Path) -> None:
     )
     snapshot = read(file)
     assert [each.pid for each in snapshot.producers] == [100]
-    assert any("already" in note for note in snapshot.damage)
+    assert any("twice" in note for note in snapshot.damage)
     assert len(slices(shown(file))) == 1
 
 

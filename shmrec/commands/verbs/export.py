@@ -16,6 +16,7 @@ from shmrec.commands.formats import Format
 from shmrec.commands.parameters import directory_option, file_argument, open_snapshot
 from shmrec.commands.progress import Steps
 from shmrec.commands.terminal import print_path
+from shmrec.commands.wording import safe
 from shmrec.exporting import Out, Source
 
 _PASSES: Final = 2
@@ -109,6 +110,7 @@ def _publish(wanted: Format, source: Source, output: Path, companion: Path | Non
         _write(main.file, lambda out: wanted.export(source, out))
         if companion is None:
             main.publish(store.only_name(output))
+            _tell(main)
             return
         other = files.enter_context(store.Unfinished(folder, "an export"))
         _write(other.file, lambda out: wanted.export_companion(source, out))
@@ -118,6 +120,13 @@ def _publish(wanted: Format, source: Source, output: Path, companion: Path | Non
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+        _tell(other)
+        _tell(main)
+
+
+def _tell(written: store.Unfinished) -> None:
+    if written.doubt:
+        click.echo(f"shmrec-dump: {safe(written.doubt)}", err=True)
 
 
 def _write(file: IO[bytes] | BinaryIO, export: Callable[[Out], None]) -> None:
