@@ -224,6 +224,47 @@ def test_pairs_of_trace_events_nest(tmp_path: Path) -> None:
     }
 
 
+def test_a_span_that_took_no_time_is_found_by_its_arguments(tmp_path: Path) -> None:
+    """speedscope takes the end of another one first, unless name and arguments are the same."""
+    made = batch(
+        [THREAD, 0, 1, "t"],
+        [BEGIN, 0, "a", 1, {"n": 1}],
+        [BEGIN, 1, "b", 2, {"n": 2}],
+        [END, 0, "b", 0, 2, {"n": 3}],
+        [END, 1, "a", 2, 1, {"m": 4}],
+        start_ns=TAKEN,
+    )
+    file = write_file(tmp_path / "x.shmrec", header(), [(producer(), [made])])
+    events = [
+        (event["ph"], event["name"], event["args"])
+        for event in strict(exported("chrome", file))["traceEvents"]
+        if event["ph"] in "BEi" and event["pid"] == 100
+    ]
+    assert events == [
+        ("B", "a", {"n": 1}),
+        ("B", "b", {"n": 2}),
+        ("i", "b", {"n": 3}),
+        ("E", "b", {"n": 2}),
+        ("E", "a", {"n": 1, "m": 4}),
+    ]
+
+
+def test_no_arrow_from_a_parent_that_began_later(tmp_path: Path) -> None:
+    """Clocks of one machine agree, but a program may say what it likes."""
+    child = batch(
+        [THREAD, 0, 1, "t"], [BEGIN, 0, "child", 1, {"parent": "101/1"}], start_ns=TAKEN - 9
+    )
+    parent = batch([THREAD, 0, 1, "t"], [BEGIN, 0, "parent", 1], start_ns=TAKEN - 5)
+    file = write_file(
+        tmp_path / "x.shmrec", header(), [(producer(), [child]), (producer(1), [parent])]
+    )
+    events = strict(exported("chrome", file))["traceEvents"]
+    assert "f" not in {event["ph"] for event in events}
+    messages = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
+    trace = messages.Trace.FromString(exported("perfetto", file))
+    assert not any(packet.track_event.terminating_flow_ids for packet in trace.packet)
+
+
 def test_times_of_trace_events_keep_their_nanoseconds(tmp_path: Path) -> None:
     file = write_file(
         tmp_path / "x.shmrec",

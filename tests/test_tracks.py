@@ -370,7 +370,12 @@ def test_what_may_name_a_parent() -> None:
         assert named_parent(args) == expected
     for value in (0, -1, True, 1.5, None, "", "x", "1/", "1/2/3", "0" * 16, context[:-1]):
         assert named_parent({"parent": value}) is None
-    for value in (f"ff{context[2:]}", context.replace(TRACE, "0" * 32), 7):
+    for value in (
+        f"ff{context[2:]}",
+        context.replace(TRACE, "0" * 32),
+        context.replace(own, "0" * 16),
+        7,
+    ):
         assert named_parent({"traceparent": value}) is None
     assert trace_id({"traceparent": context}) == trace_id({"trace_id": TRACE}) == TRACE
     assert span_id({"span_id": own}) == own
@@ -474,6 +479,26 @@ def test_hostile_numbers(tmp_path: Path) -> None:
         numbers = [track.number for track in process.threads]
         assert len(set(numbers)) == len(numbers)
         assert all(0 < number < 1 << 31 for number in numbers)
+
+
+def test_events_that_go_back_in_time(tmp_path: Path) -> None:
+    """As no producer writes them: merged, they would come in another order than they are in."""
+    back = [[BEGIN, 50, "a", 1], [BEGIN, -40, "b", 2], [END, 20, "b", 1, 2], [END, -9, "a", 1, 1]]
+    file = write_file(
+        tmp_path / "x.shmrec",
+        header(),
+        [
+            (producer(), [batch(MAIN, *back, start_ns=START)]),
+            (producer(1), [batch(MAIN, *[[INSTANT, 1, "x"]] * 99, start_ns=START)]),
+        ],
+    )
+    items = shown(file)
+    check_nesting(items)
+    assert [(each.name, each.depth, each.lost) for each in slices(items)] == [
+        ("a", 0, False),
+        ("b", 1, False),
+    ]
+    assert sum(item.kind == "instant" for item in items) == 99
 
 
 def test_a_second_producer_in_one_place_is_damage(tmp_path: Path) -> None:

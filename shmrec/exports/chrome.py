@@ -7,7 +7,8 @@ are microseconds of CLOCK_MONOTONIC, with three digits behind the point.
 Invariants:
 
 - It is one valid JSON object of ASCII, one event a line; numbers beyond a double's are texts.
-- Nothing but B and E makes slices, and the E of a slice has its name.
+- Nothing but B and E makes slices; the E of a slice has its name and the arguments of its B, and
+  none besides where both are of one time, for some readers find pairs by these.
 """
 
 from __future__ import annotations
@@ -52,6 +53,12 @@ def _encoded(value: Any) -> bytes:
     return dumps(doubled(plain(value))).encode("ascii")
 
 
+def _begin_args(shown: Slice) -> dict[str, Any]:
+    if shown.stack is None:
+        return shown.args
+    return {**shown.args, "stack": stack_texts(shown.stack)}
+
+
 class _Writer:
     def __init__(self, timeline: Timeline, out: Out) -> None:
         self._timeline = timeline
@@ -83,9 +90,7 @@ class _Writer:
             self._begin(item, item.slice, pid, tid)
         elif item.kind == "end":
             assert item.slice is not None
-            if item.slice.lost:
-                args = {**args, "shmrec.end": "lost"}
-            self._event("E", item.time_ns, pid, tid, name=slice_name(item.slice), args=args)
+            self._end(item, item.slice, pid, tid)
         elif item.kind == "counter":
             self._event(
                 "C", item.time_ns, pid, tid, name=item.name, args={"value": float(item.value)}
@@ -97,10 +102,8 @@ class _Writer:
             )
 
     def _begin(self, item: Item, begun: Slice, pid: int, tid: int) -> None:
-        args = item.args
-        if begun.stack is not None:
-            args = {**args, "stack": stack_texts(begun.stack)}
-        self._event("B", item.time_ns, pid, tid, name=slice_name(begun), cat="span", args=args)
+        name, args = slice_name(begun), _begin_args(begun)
+        self._event("B", item.time_ns, pid, tid, name=name, cat="span", args=args)
         for link in begun.links:
             self._links.add(link)
             self._event("s", item.time_ns, pid, tid, name="parent", cat="flow", id=link)
@@ -108,6 +111,16 @@ class _Writer:
             self._event(
                 "f", item.time_ns, pid, tid, name="parent", cat="flow", id=begun.link, bp="e"
             )
+
+    def _end(self, item: Item, ended: Slice, pid: int, tid: int) -> None:
+        # speedscope finds the two events of a span by name and arguments where it took no time.
+        name, args = slice_name(ended), _begin_args(ended)
+        more = {**item.args, "shmrec.end": "lost"} if ended.lost else item.args
+        if ended.begin_ns < ended.end_ns:
+            args = {**args, **more}
+        elif more:
+            self._event("i", item.time_ns, pid, tid, name=name, cat="end", s="t", args=more)
+        self._event("E", item.time_ns, pid, tid, name=name, args=args)
 
     def _process(self, process: Process) -> None:
         self._about(process.pid, 0, "process_name", name=text(process.name))
