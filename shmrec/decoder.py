@@ -109,6 +109,7 @@ class Decoded:
 
     Iterate to get the counted events in order. `open` holds, at any point of the iteration,
     the spans known to be open; give the set of the producer's previous batch to carry it on.
+    `preamble` is what the batch itself said was open when it began, whole once there is an event.
     `damage` says why decoding stopped early, or is "".
     """
 
@@ -129,6 +130,7 @@ class Decoded:
         self._time = start_ns
         self._generation = generation
         self.open: dict[int, OpenSpan] = open_spans if open_spans is not None else {}
+        self.preamble: list[OpenSpan] = []
         self._whole_preamble = not flags & SlotFlag.PARTIAL_PREAMBLE
         self.damage = ""
 
@@ -169,6 +171,7 @@ class Decoded:
                 begun = self._time - _checked(age, int)
                 args = _arguments(fields, 3)
                 opened = OpenSpan(span, name, thread, thread_name, begun, args)
+                self.preamble.append(opened)
                 if preamble is None:
                     self.open.setdefault(span, opened)
                 else:

@@ -17,6 +17,7 @@ __all__ = [
     "InterpreterError",
     "LayoutMismatchError",
     "LockedError",
+    "MissingPackageError",
     "NoSuchProcessError",
     "NoSuchRecordingError",
     "NoSuchSnapshotError",
@@ -149,3 +150,7 @@ class NoSuchSnapshotError(ShmrecError):
 
 class NotComparableError(ShmrecError):
     """Two snapshots have nothing in common that could be compared."""
+
+
+class MissingPackageError(ShmrecError):
+    """A package is missing that only this needs; the message says which extra has it."""

@@ -126,12 +126,15 @@ def slug(reason: str) -> str:
 class Unfinished:
     """A snapshot being written; `publish` gives it its name, leaving without doing so none.
 
-    `file` is open for writing, unbuffered. Use as a context manager; raises `SnapshotWriteError`.
+    `file` is open for writing, unbuffered. `what` is what messages call it, if it is no snapshot.
+    Use as a context manager; raises `SnapshotWriteError`.
     `doubt` says afterwards what is to be said of a file that has its name all the same, or "".
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, what: str = "") -> None:
         self._directory = directory
+        self._what = what or "a snapshot"
+        place = "the directory" if what else "the snapshot directory"
         self._hidden: Path | None = None
         self.doubt = ""
         try:
@@ -140,14 +143,14 @@ class Unfinished:
             )
         except OSError as error:
             raise SnapshotWriteError(
-                f"cannot open the snapshot directory {directory}: {error.strerror}"
+                f"cannot open {place} {directory}: {error.strerror}"
             ) from error
         try:
             fd = self._create()
         except OSError as error:
             os.close(self._folder)
             raise SnapshotWriteError(
-                f"cannot write in the snapshot directory {directory}: {error.strerror}"
+                f"cannot write in {place} {directory}: {error.strerror}"
             ) from error
         self.file: IO[bytes] = DurableFile(fd)
 
@@ -184,10 +187,10 @@ class Unfinished:
                 return self._directory / name
         except OSError as error:
             raise SnapshotWriteError(
-                f"cannot write a snapshot in {self._directory}: {error.strerror}; the older ones "
-                "are untouched"
+                f"cannot write {self._what} in {self._directory}: {error.strerror}; the older "
+                "ones are untouched"
             ) from error
-        raise SnapshotWriteError(f"every name for a snapshot in {self._directory} is taken")
+        raise SnapshotWriteError(f"every name for {self._what} in {self._directory} is taken")
 
     def _sync_name(self, name: str) -> None:
         # The file is whole, on disk, and has its name: to call that a failure would be to have it

@@ -36,6 +36,7 @@ def test_verbs_are_the_files() -> None:
         "diff",
         "doctor",
         "events",
+        "export",
         "help",
         "info",
         "list",

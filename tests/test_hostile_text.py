@@ -19,6 +19,7 @@ import pytest
 
 from shmrec import log, requests, store, wakeup
 from shmrec.collector import Collector
+from shmrec.commands import formats
 from shmrec.commands.dump import dump as tool
 from shmrec.errors import ShmrecError
 from shmrec.events import BEGIN, COUNTER, END, EXCEPTION, INSTANT, LOG, NAME, OPEN, THREAD
@@ -36,6 +37,8 @@ HOSTILE = "\x1b]0;owned\x07\x1b[31m\x9b2J\r\n\u202eevil\u2066\u2028\x00\x7f\t[bo
 """Escape sequences, seven and eight bits wide; line ends; overrides of direction; markup."""
 RAW = HOSTILE.encode() + b"\xff\xc3\xed\xa0\x80"
 """The same with what is no UTF-8."""
+BINARY = ("parquet", "perfetto")
+"""Formats that no terminal gets; `test_exports` reads what they say."""
 NOW = 10_000_000_000
 WALL = 1_700_000_000_000_000_000
 
@@ -239,13 +242,32 @@ def test_scrubbing(file: Path, tmp_path: Path) -> None:
     harmless(dump("info", tmp_path / f"c{HOSTILE[:9]}").stdout)
 
 
+@pytest.mark.parametrize("name", [name for name in formats.names() if name not in BINARY])
+def test_exporting(file: Path, tmp_path: Path, name: str) -> None:
+    done = dump("export", file, "--format", name)
+    harmless(done.stdout)
+    assert done.stderr == ""
+    out = tmp_path / f"c{HOSTILE[:9]}"
+    done = dump("export", file, "--format", name, "-o", out)
+    harmless(done.stdout)
+    harmless(dump("export", file, "--format", name, "-o", out, check=1).stderr)
+    harmless(on_terminal("export", file, "--format", name))
+
+
 def test_wrong_usage() -> None:
     for args in ((HOSTILE,), ("info", f"--{HOSTILE}"), ("events", "--since", HOSTILE)):
         harmless(dump(*args, check=2).stderr)
 
 
 def test_every_verb_is_looked_at() -> None:
-    looked_at = {verb for verb, *_ in READING} | {"list", "clean", "doctor", "diff", "scrub"}
+    looked_at = {verb for verb, *_ in READING} | {
+        "list",
+        "clean",
+        "doctor",
+        "diff",
+        "export",
+        "scrub",
+    }
     looked_at |= {"ps", "snapshot", "recover", "tail", "top"}
     # Nothing that was recorded is in what these print.
     looked_at |= {"completion", "help"}

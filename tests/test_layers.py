@@ -70,7 +70,13 @@ LEVELS = (
     ("takeover", "flight", "findings", "roster", "incidents"),
     ("alarms", "verdict"),
     ("collector", "culprits"),
-    ("forensics",),
+    ("forensics", "lineage"),
+    ("nesting", "slices"),
+    ("placement",),
+    ("tracks",),
+    ("plain",),
+    ("exporting",),
+    ("exports.*",),
     ("commands.*", "integrations.*"),
 )
 
@@ -89,7 +95,8 @@ TOP_IMPORTS = {
 # (importer, imported) on one level.
 SIDEWAYS = (("commands.*", "commands.*"), ("integrations.*", "integrations.*"))
 
-# Who may import what is neither shmrec nor the standard library. Unnamed: commands, integrations.
+# Who may import what is neither shmrec nor the standard library. Unnamed: commands, exports,
+# integrations.
 THIRD_PARTIES = {
     "posix_ipc": ("*",),
     "msgpack": ("*",),
@@ -99,7 +106,7 @@ THIRD_PARTIES = {
     "_xxsubinterpreters": ("interpreters",),  # Python's own up to 3.12, which names it nowhere
     "_typeshed": ("*",),  # every type checker brings it; it does not exist at run time
 }
-OTHER_THIRD_PARTIES = ("commands.*", "integrations.*")
+OTHER_THIRD_PARTIES = ("commands.*", "exports.*", "integrations.*")
 
 # The writer maps its private fork guard, and the doctor looks whether it can; only the segment
 # maps what others share, and `guarded`, by an address that no Python object knows, a stack area.

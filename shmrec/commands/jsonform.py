@@ -7,20 +7,17 @@ ASCII, one line an object, and valid JSON whatever was recorded: bytes become
 
 from __future__ import annotations
 
-import base64
-import json
-import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from shmrec.commands.analysisform import analysis_object, finding_object
 from shmrec.commands.wording import LOST, wall
-from shmrec.decoder import Event, OpenSpan
-from shmrec.events import BEGIN, END
+from shmrec.decoder import OpenSpan
 from shmrec.follow import GAP, Note
 from shmrec.forensics import Analysis, Finding
 from shmrec.live import LiveProducer, Recording
 from shmrec.manifest import Cause
+from shmrec.plain import Clock, dumps, event_object
 from shmrec.snapshot_file import Snapshot
 from shmrec.store import Stored
 
@@ -37,70 +34,6 @@ __all__ = [
 ]
 
 _LAST: Final = 8
-_DEPTH: Final = 32
-_AS_THEY_ARE: Final = frozenset((int, bool, type(None)))
-_encode: Final = json.JSONEncoder(allow_nan=False).encode
-
-
-def dumps(value: Any) -> str:
-    """One line of JSON."""
-    return _encode(plain(value))
-
-
-def plain(value: Any, depth: int = 0) -> Any:
-    """The value made of what JSON has."""
-    kind = type(value)
-    if kind in _AS_THEY_ARE:
-        return value
-    if kind is str:
-        # Lone surrogates (undecodable file names) are valid \u escapes, but not everywhere.
-        return (
-            value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
-        )
-    if kind is float:
-        return value if math.isfinite(value) else repr(value)
-    if isinstance(value, (bytes, bytearray)):
-        return {"base64": base64.b64encode(value).decode("ascii")}
-    if depth >= _DEPTH:
-        return "…"
-    if kind is dict:
-        return {
-            (key if type(key) is str else str(key)): (
-                item if type(item) in _AS_THEY_ARE else plain(item, depth + 1)
-            )
-            for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [plain(item, depth + 1) for item in value]
-    return str(value)
-
-
-class Clock(Protocol):
-    """What tells an event's time by the wall clock: a snapshot, or `parameters.Now`."""
-
-    def wall_ns(self, time_ns: int) -> int: ...
-
-
-def event_object(clock: Clock, event: Event) -> dict[str, Any]:
-    """One event. `span` is null where the kind has none."""
-    found: dict[str, Any] = {
-        "time_ns": event.time_ns,
-        "wall": wall(clock.wall_ns(event.time_ns)),
-        "pid": event.pid,
-        "label": event.label,
-        "thread": event.thread,
-        "thread_name": event.thread_name,
-        "kind": event.kind,
-        "name": event.name,
-        "span": event.span if event.kind in (BEGIN.name, END.name) else None,
-        "args": event.args,
-        "generation": event.generation,
-    }
-    if event.duration_ns is not None:
-        found["duration_ns"] = event.duration_ns
-    if event.kind == "counter":
-        found["value"] = event.value
-    return found
 
 
 def note_object(clock: Clock, note: Note, lost: int) -> dict[str, Any]:

