@@ -26,7 +26,9 @@ _CRASHES: Final = 50
 """More than so many of one target tell nothing new."""
 _PATIENCE: Final = 120.0
 """Seconds over its time before a session is ended."""
-_LIMITS: Final = ("-timeout=30", "-rss_limit_mb=1536", "-print_final_stats=1", "-verbosity=1")
+# Of a clock's time, which others on the machine take too: `limits` has the processor's.
+_TIMES: Final = ("-timeout=120", "-report_slow_units=3600")
+_LIMITS: Final = (*_TIMES, "-rss_limit_mb=1536", "-print_final_stats=1", "-verbosity=1")
 _ASAN: Final = ":".join(
     (
         "detect_leaks=0",
