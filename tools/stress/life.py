@@ -102,16 +102,23 @@ def _threads(stage: Stage, given: argparse.Namespace) -> None:
 def _endings(stage: Stage, given: argparse.Namespace) -> None:
     few = max(1, round(len(ENDINGS) * min(1.0, given.share)))
     chance = random.Random(given.seed)
+    expected: dict[int, tuple[str, str]] = {}
     for engine in engines():
         for way, ending in chance.sample(sorted(ENDINGS.items()), few):
             program = stage.start("ending", way, engine=engine)
             program.say()
+            expected[program.pid] = f"{way} {engine}", ending.state
             if ending.dies:
                 stage.dead.add(program.pid)
             status = program.wait()
             if status != ending.status:
                 stage.fail(f"{way} {engine} ended with {status}, not {ending.status}")
             stage.tally.count("endings")
+    for producer in stage.snapshot().producers:
+        called, state = expected.get(producer.pid, ("", ""))
+        # One that joins again in the end has two rings, both of which it has left.
+        if called and producer.state != state:
+            stage.fail(f"{called} left its ring {producer.state}, not {state}")
     said = stage.log.read_text(errors="replace")
     for word in _NOT_TO_BE_SAID:
         if word in said:

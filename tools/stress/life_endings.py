@@ -1,8 +1,8 @@
 """How a process of the trial "life" ends by itself: one function for each way.
 
 Runs in the trial's programs; where the function returns the main program ends. `ENDINGS` says what
-is expected: the exit status as `subprocess` gives it, and whether it counts as a death. What is
-recorded when the recording has been left is recorded nowhere, and so not acknowledged.
+is expected: the exit status as `subprocess` gives it, and how the ring is left. What is recorded
+when the recording has been left is recorded nowhere, and so not acknowledged.
 """
 
 from __future__ import annotations
@@ -165,7 +165,11 @@ def _join_in_the_end(account: Account) -> None:
 
 def _fork_in_the_end(account: Account) -> None:
     def fork() -> None:
-        child = os.fork()
+        try:
+            child = os.fork()
+        except RuntimeError:
+            # From Python 3.12 on nobody may, so late.
+            return
         if not child:
             account.record(5)
             os._exit(0)
@@ -209,20 +213,26 @@ def _open_at_the_end(account: Account) -> None:
 
 
 class Ending(NamedTuple):
-    """What happens, with which exit status, and whether it is a death."""
+    """What happens, and with which exit status."""
 
     happens: Callable[[Account], None]
     status: int = 0
-    dies: bool = False
+    state: str = "detached"
+    """Of its ring afterwards, as a snapshot has it."""
+
+    @property
+    def dies(self) -> bool:
+        """Whether it counts as a death."""
+        return self.state == "dead"
 
 
 ENDINGS = {
     "return": Ending(_return),
     "exit-inside": Ending(_exit_inside, 4),
-    "exit-at-once": Ending(_exit_at_once),
-    "exit-badly": Ending(_exit_badly, 5, dies=True),
-    "fail": Ending(_fail, 1, dies=True),
-    "abort": Ending(_abort, -signal.SIGABRT, dies=True),
+    "exit-at-once": Ending(_exit_at_once, 0, "exited"),
+    "exit-badly": Ending(_exit_badly, 5, "dead"),
+    "fail": Ending(_fail, 1, "dead"),
+    "abort": Ending(_abort, -signal.SIGABRT, "dead"),
     "interrupt": Ending(_interrupt, -signal.SIGINT),
     "exit-in-a-handler": Ending(_exit_in_a_handler, 6),
     "daemons": Ending(_daemons),

@@ -36,6 +36,7 @@ from tools.stress.numbered import Account  # noqa: E402
 READY = "ready"
 DONE = "done"
 DIED = "died"
+UNJOINED = "unjoined"
 COUNT = "count"
 _EVENTS = 20
 _AT_ONCE = 12
@@ -79,6 +80,9 @@ def storm(account: Account, children: str) -> None:
             # What it has to say of its end is no news.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             account.record(_EVENTS)
+            if not shmrec.recorder.default.attached:
+                # Others held the lock for longer than a recording call waits.
+                say(UNJOINED, os.getpid())
             way(account)
             raise SystemExit(0)
         alive[pid] = way
