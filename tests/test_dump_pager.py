@@ -43,10 +43,15 @@ def test_what_goes_to_a_terminal_is_paged(file: Path, args: tuple[str, ...]) -> 
     plain = on_terminal(*args, *named, "--no-pager", env={"PAGER": PAGER})
     # Colours and widths are those of the terminal.
     assert [line.removeprefix("paged: ") for line in lines] == plain.splitlines()
+
+
+def test_which_pager(file: Path) -> None:
+    plain = on_terminal("info", file, "--no-pager", env={"PAGER": PAGER})
     for pager in ("", "cat", "no-such-program -x"):
-        assert on_terminal(*args, *named, env={"PAGER": pager}) == plain
-    assert on_terminal(*args, *named, env={"PAGER": "false", "SHMREC_PAGER": PAGER}) == paged
-    assert "paged: " not in dump(*args, *named, env={"PAGER": PAGER}).stdout
+        assert on_terminal("info", file, env={"PAGER": pager}) == plain
+    both = {"PAGER": "false", "SHMREC_PAGER": PAGER}
+    assert on_terminal("info", file, env=both).startswith("paged: ")
+    assert "paged: " not in dump("info", file, env={"PAGER": PAGER}).stdout
 
 
 def test_json_is_not_paged(file: Path) -> None:
