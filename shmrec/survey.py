@@ -61,8 +61,12 @@ class Durations:
     @property
     def median(self) -> int:
         """The lower median of the samples; 0 if there are none."""
+        return self.quantile(0.5)
+
+    def quantile(self, share: float) -> int:
+        """The lower quantile of the samples, for a share from 0 to 1; 0 if there are none."""
         ordered = sorted(self._samples)
-        return ordered[(len(ordered) - 1) // 2] if ordered else 0
+        return ordered[int((len(ordered) - 1) * share)] if ordered else 0
 
 
 @dataclass

@@ -42,6 +42,7 @@ def test_verbs_are_the_files() -> None:
         "list",
         "ps",
         "recover",
+        "report",
         "scrub",
         "snapshot",
         "stacks",

@@ -104,6 +104,8 @@ THIRD_PARTIES = {
     "click": ("commands.*",),
     "rich": ("commands.*",),
     "_xxsubinterpreters": ("interpreters",),  # Python's own up to 3.12, which names it nowhere
+    "jinja2": ("commands.page.*",),
+    "markupsafe": ("commands.page.*",),
     "_typeshed": ("*",),  # every type checker brings it; it does not exist at run time
 }
 OTHER_THIRD_PARTIES = ("commands.*", "exports.*", "integrations.*")

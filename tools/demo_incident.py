@@ -196,6 +196,18 @@ def incident(folder: Path) -> tuple[int, Path]:
         raise
 
 
+def show(snapshot: Path) -> None:
+    """Write what people look at, and say how."""
+    page, trace = snapshot.with_suffix(".html"), snapshot.with_suffix(".pftrace")
+    say(f"$ shmrec-dump report {snapshot} -o {page}")
+    dump("report", str(snapshot), "-o", str(page))
+    say(f"$ shmrec-dump export {snapshot} -o {trace}")
+    dump("export", str(snapshot), "-o", str(trace))
+    say(f"the report, for any browser: {page.as_uri()}")
+    say(f"the trace, for Perfetto: open https://ui.perfetto.dev and drop {trace} into it")
+    say("(the trace is read in the browser and sent nowhere)")
+
+
 def terminate(*_: object) -> NoReturn:
     sys.exit("demo: terminated")
 
@@ -212,6 +224,7 @@ def main() -> None:
         if missing:
             raise DemoError(f"the report does not name {' and '.join(missing)}")
         say(f"the killed request was named; see more: shmrec-dump events {snapshot}")
+        show(snapshot)
     except DemoError as error:
         sys.exit(f"demo: {error}")
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """One process in a snapshot's report: why it ended or is suspected, and what it was inside of.
 
-Runs in ``shmrec-dump info``.
+Runs in ``shmrec-dump info`` and ``report``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from shmrec.commands.insides import print_inside
-from shmrec.commands.screen import Part, Screen
+from shmrec.commands.screen import Part, Rows, Surface
 from shmrec.commands.timeline import event_parts
 from shmrec.commands.wording import age, counted, moment, safe, span_named, who
 from shmrec.findings import memory_said, stack_missing
@@ -18,7 +18,15 @@ from shmrec.forensics import Finding
 from shmrec.snapshot_file import Snapshot
 from shmrec.verdict import oldest_of
 
-__all__ = ["print_death", "print_last", "print_rows", "print_suspect"]
+__all__ = [
+    "death_rows",
+    "missing_stack",
+    "print_death",
+    "print_last",
+    "print_suspect",
+    "suspect_rows",
+    "within",
+]
 
 _LAST_EVENTS: Final = 8
 _ARGUMENTS: Final = 300
@@ -27,28 +35,22 @@ _EVIDENCE: Final = 8
 _BRIEF: Final = 2
 _UNKNOWNS: Final = 6
 
-Rows = list[tuple[str, Part]]
-
-
-def print_rows(screen: Screen, rows: Rows, *, indent: int) -> None:
-    """Names and values side by side; a name that repeats is shown once."""
-    wide = max((len(name) for name, _ in rows), default=0)
-    before = ""
-    for name, value in rows:
-        shown = name if name != before or name == "asked for by" else ""
-        screen.line((f"{shown:<{wide}}", "dim"), "  ", value, indent=indent, hang=wide + 2)
-        before = name
-
 
 def print_death(
-    screen: Screen, snapshot: Snapshot, finding: Finding, *, brief: bool = False
+    screen: Surface, snapshot: Snapshot, finding: Finding, *, brief: bool = False
 ) -> None:
     """Who died, why, how that is known, and in the middle of what."""
+    screen.heading((f"Died: {who(finding.producer)}{within(finding)}", "bad"))
+    screen.pairs(death_rows(snapshot, finding, brief=brief), indent=2)
+    assert finding.verdict is not None
+    _inside(screen, finding, finding.verdict.evidence, brief)
+
+
+def death_rows(snapshot: Snapshot, finding: Finding, *, brief: bool = False) -> Rows:
+    """Why it died, how that is known, when, and what it had been doing."""
     producer, verdict = finding.producer, finding.verdict
     assert verdict is not None
-    screen.line()
-    screen.line((f"Died: {who(producer)}{_within(finding)}", "bad"))
-    rows: Rows = [("cause", (verdict.text, "strong"))]
+    rows: list[tuple[str, Part]] = [("cause", (verdict.text, "strong"))]
     most = _BRIEF if brief else _EVIDENCE
     rows += [("evidence", text) for text in verdict.evidence[:most]]
     if len(verdict.evidence) > most:
@@ -60,26 +62,28 @@ def print_death(
     elif producer.newest_ns:
         heard = moment(snapshot.wall_ns(producer.newest_ns))
         rows.append(("last event", f"{heard}; when it ended is not known"))
-    rows += _activity(finding, verdict.evidence, "its end")
-    print_rows(screen, rows, indent=2)
-    _inside(screen, finding, verdict.evidence, brief)
+    return [*rows, *_activity(finding, verdict.evidence, "its end")]
 
 
-def print_suspect(screen: Screen, finding: Finding, reasons: Sequence[str]) -> None:
+def print_suspect(screen: Surface, finding: Finding, reasons: Sequence[str]) -> None:
     """Who is suspected and why, what it is at, and in the middle of what."""
-    screen.line()
-    screen.line((f"Suspect: {who(finding.producer)}{_within(finding)}", "bad"))
-    rows: Rows = [("because", (text, "strong")) for text in reasons[:_EVIDENCE]]
+    screen.heading((f"Suspect: {who(finding.producer)}{within(finding)}", "bad"))
+    screen.pairs(suspect_rows(finding, reasons), indent=2)
+    _inside(screen, finding, [], False)
+
+
+def suspect_rows(finding: Finding, reasons: Sequence[str]) -> Rows:
+    """Why it is suspected, and what it had been doing."""
+    rows: list[tuple[str, Part]] = [("because", (text, "strong")) for text in reasons[:_EVIDENCE]]
     if finding.waiting:
         rows.append(("it was", finding.waiting))
     if finding.silence_ns is not None:
         rows.append(("last event", f"{age(finding.silence_ns)} before the snapshot"))
-    rows += _activity(finding, [], "the snapshot")
-    print_rows(screen, rows, indent=2)
-    _inside(screen, finding, [], False)
+    return [*rows, *_activity(finding, [], "the snapshot")]
 
 
-def _within(finding: Finding) -> str:
+def within(finding: Finding) -> str:
+    """How far into which request it was; "" if into none."""
     requests = finding.requests
     if not requests:
         return ""
@@ -89,7 +93,7 @@ def _within(finding: Finding) -> str:
 
 
 def _activity(finding: Finding, said: Sequence[str], end: str) -> Rows:
-    rows: Rows = []
+    rows: list[tuple[str, Part]] = []
     memory = memory_said(finding.trend, finding.reference_ns, end)
     if memory and not any(memory in text for text in said):
         rows.append(("memory", memory))
@@ -99,28 +103,32 @@ def _activity(finding: Finding, said: Sequence[str], end: str) -> Rows:
     return rows
 
 
-def _inside(screen: Screen, finding: Finding, said: Sequence[str], brief: bool) -> None:
+def _inside(screen: Surface, finding: Finding, said: Sequence[str], brief: bool) -> None:
     screen.line()
     print_inside(screen, finding, stacks=not brief)
-    missing = stack_missing(finding.producer)
-    if missing and not brief and missing not in said and not any("no stack" in t for t in said):
+    missing = missing_stack(finding, said)
+    if missing and not brief:
         screen.line((f"({missing})", "dim"), indent=4)
     for text in finding.unknowns[:_UNKNOWNS]:
         screen.line((f"Mind: {text}", "warn"), indent=2)
 
 
-def print_last(screen: Screen, snapshot: Snapshot, finding: Finding) -> None:
+def missing_stack(finding: Finding, said: Sequence[str]) -> str:
+    """Why there is no stack, unless that was `said`."""
+    missing = stack_missing(finding.producer)
+    known = missing in said or any("no stack" in text for text in said)
+    return "" if known else missing
+
+
+def print_last(screen: Surface, snapshot: Snapshot, finding: Finding) -> None:
     """The newest events of a producer."""
     producer = finding.producer
     last = snapshot.last(producer, _LAST_EVENTS)
     if not last:
         return
-    screen.line()
     before = "its end was noticed" if producer.ended_ns else "the snapshot"
     events = counted(len(last), "event").removeprefix("1 ")
-    screen.line(
-        (f"Last {events} of {who(producer)}, in seconds before {before}:", "strong"), indent=0
-    )
+    screen.heading((f"Last {events} of {who(producer)}, in seconds before {before}:", "strong"))
     ages = [f"{(event.time_ns - finding.reference_ns) / 1e9:+.6f}" for event in last]
     wide = max(map(len, ages))
     for shown, event in zip(ages, last, strict=True):

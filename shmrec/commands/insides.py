@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from shmrec.commands.screen import Part, Screen
+from shmrec.commands.screen import Part, Surface
 from shmrec.commands.stack_lines import call, stack_lines
 from shmrec.commands.timeline import thread_of
 from shmrec.commands.wording import age, arguments, counted, safe, thread_said
@@ -17,7 +17,7 @@ from shmrec.findings import REQUEST
 from shmrec.forensics import Finding, Thread
 from shmrec.stack_text import ThreadStack
 
-__all__ = ["print_inside", "print_stack", "span_parts", "thread_named"]
+__all__ = ["print_inside", "print_stack", "side_by_side", "span_parts", "thread_named"]
 
 _ARGUMENTS: Final = 300
 _SPANS: Final = 20
@@ -35,7 +35,7 @@ def thread_named(thread: Thread) -> str:
     return f"{said} (thread {thread.thread})" if name and thread.thread else said
 
 
-def print_inside(screen: Screen, finding: Finding, *, stacks: bool = True) -> None:
+def print_inside(screen: Surface, finding: Finding, *, stacks: bool = True) -> None:
     """The open spans of a producer, each thread's with its stack, if `stacks`."""
     spans = [span for thread in finding.threads for span in thread.spans]
     if not spans:
@@ -61,7 +61,7 @@ def print_inside(screen: Screen, finding: Finding, *, stacks: bool = True) -> No
             shown += not struck
             if not lines:
                 screen.line(thread_named(thread), indent=4)
-            turns = _side_by_side(lines)
+            turns = side_by_side(lines)
             if struck:
                 which = ", which takes turns at these" if turns else ""
                 screen.line((f"{safe(finding.fatal)} in this thread{which}:", "bad"), indent=6)
@@ -77,7 +77,7 @@ def print_inside(screen: Screen, finding: Finding, *, stacks: bool = True) -> No
     _idle(screen, idle)
 
 
-def _side_by_side(spans: Sequence[OpenSpan]) -> bool:
+def side_by_side(spans: Sequence[OpenSpan]) -> bool:
     """Whether the spans of a thread are of greenlets or tasks that take turns in it."""
     names = [span.name for span in spans]
     return names.count(REQUEST) > 1
@@ -96,7 +96,7 @@ def span_parts(
     ]
 
 
-def print_stack(screen: Screen, thread: Thread, *, indent: int, most: int = 0) -> None:
+def print_stack(screen: Surface, thread: Thread, *, indent: int, most: int = 0) -> None:
     """The stack of a thread that has one."""
     assert thread.stack is not None
     for parts in stack_lines(thread.stack, most):
@@ -111,7 +111,7 @@ def _widths(finding: Finding, spans: Sequence[OpenSpan]) -> tuple[int, int]:
     )
 
 
-def _idle(screen: Screen, threads: Sequence[Thread]) -> None:
+def _idle(screen: Surface, threads: Sequence[Thread]) -> None:
     """The other threads that have a stack, in a line each."""
     for thread in threads[:_IDLE]:
         assert thread.stack is not None

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from shmrec.commands.screen import Screen
+from shmrec.commands.screen import Surface
 from shmrec.commands.wording import LOST, age, counted, safe, size, some, who
 from shmrec.snapshot_file import Snapshot
 
@@ -18,9 +18,8 @@ __all__ = ["print_losses", "print_reliability"]
 _DAMAGE_SHOWN: Final = 10
 
 
-def print_losses(screen: Screen, snapshot: Snapshot) -> None:
+def print_losses(screen: Surface, snapshot: Snapshot) -> None:
     """Say what was recorded and is not in the snapshot, by cause."""
-    screen.line()
     lost = [
         (each, kind, number)
         for each in snapshot.producers
@@ -29,9 +28,10 @@ def print_losses(screen: Screen, snapshot: Snapshot) -> None:
     ]
     trimmed = [each for each in snapshot.producers if each.trimmed]
     if not lost and not trimmed:
+        screen.line()
         screen.line("Nothing was lost.")
         return
-    screen.line(("Not in this snapshot:", "strong"))
+    screen.heading(("Not in this snapshot:", "strong"))
     for cause in dict.fromkeys(kind for _, kind, _ in lost):
         those = [(each, number) for each, kind, number in lost if kind == cause]
         total = counted(sum(number for _, number in those), "event")
@@ -46,7 +46,7 @@ def print_losses(screen: Screen, snapshot: Snapshot) -> None:
         screen.line(f"{total} beyond what a snapshot keeps ({limits})", indent=2)
 
 
-def print_reliability(screen: Screen, snapshot: Snapshot, unreadable: Sequence[str]) -> None:
+def print_reliability(screen: Surface, snapshot: Snapshot, unreadable: Sequence[str]) -> None:
     """Say whether the snapshot is complete, what was damaged, and what proves the rest.
 
     `unreadable` are the batches of which not all events could be read.

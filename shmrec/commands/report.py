@@ -1,9 +1,9 @@
 """The report of a snapshot, for somebody who was just woken up.
 
-Runs in ``shmrec-dump info``. Its first screen says what happened, to whom, why and how that is
-known, and what it was in the middle of; then what the others were doing. Behind come details,
-what was lost, and how far all this can be relied on. It says what was recorded and how it is
-known, and guesses nothing.
+Runs in ``shmrec-dump info`` and, part by part, ``report``. Its first screen says what happened,
+to whom, why and how that is known, and what it was in the middle of; then what the others were
+doing. Behind come details, what was lost, and how far all this can be relied on. It says what
+was recorded and how it is known, and guesses nothing.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import Final
 
-from shmrec.commands.blame import Rows, print_death, print_last, print_rows, print_suspect
+from shmrec.commands.blame import print_death, print_last, print_suspect
 from shmrec.commands.reliability import print_losses, print_reliability
-from shmrec.commands.screen import Part, Screen
+from shmrec.commands.screen import Part, Rows, Surface
 from shmrec.commands.timeline import inside_of, thread_of
 from shmrec.commands.wording import MAIN_THREAD, age, cause, moment, safe, size, some, who
 from shmrec.forensics import Analysis, Culprit, Finding
 from shmrec.snapshot_file import Snapshot
 
-__all__ = ["print_report"]
+__all__ = ["Cast", "cast", "headline", "print_also", "print_others", "print_report", "summary"]
 
 _DETAILED: Final = 8
 _WHOLE: Final = 2
@@ -40,48 +41,70 @@ _HEADLINES: Final = {
 """Of what did not fire by itself; the reasons of the others say what happened."""
 
 
-def print_report(screen: Screen, snapshot: Snapshot, analysis: Analysis) -> None:
-    """Print the whole report."""
-    _what_happened(screen, snapshot, analysis)
+@dataclass
+class Cast:
+    """Who a report is about: the dead, else suspects with their reasons; `also` stand out besides.
+
+    Of the dead, `more` are told in a line each.
+    """
+
+    died: list[Finding]
+    more: list[Finding]
+    suspects: list[Culprit]
+    also: list[Culprit]
+
+
+def cast(analysis: Analysis) -> Cast:
+    """Whom to tell of, in which order."""
     died = analysis.died
-    for number, finding in enumerate(died[:_DETAILED]):
-        print_death(screen, snapshot, finding, brief=number >= _WHOLE)
     suspects = [each for each in analysis.culprits if not analysis.findings[each.finding].untold]
     # Where the trigger names some, those that merely stand out come behind.
     named = [each for each in suspects if each.rank == "suspect"]
     shown = (named or suspects)[: 0 if died else _SUSPECTS]
-    for culprit in shown:
+    also = [each for each in suspects if each not in shown]
+    return Cast(died[:_DETAILED], died[_DETAILED:], shown, also)
+
+
+def print_report(screen: Surface, snapshot: Snapshot, analysis: Analysis) -> None:
+    """Print the whole report."""
+    _what_happened(screen, snapshot, analysis)
+    told = cast(analysis)
+    for number, finding in enumerate(told.died):
+        print_death(screen, snapshot, finding, brief=number >= _WHOLE)
+    for culprit in told.suspects:
         print_suspect(screen, analysis.findings[culprit.finding], culprit.reasons)
-    suspected = [analysis.findings[each.finding] for each in shown]
-    _others(screen, snapshot, analysis, suspected, died[_DETAILED:])
-    _also(screen, analysis, [each for each in suspects if each not in shown])
-    for finding in [*died[:_WHOLE], *suspected]:
-        print_last(screen, snapshot, finding)
-    for finding in died[_WHOLE:_DETAILED]:
+    print_others(screen, snapshot, analysis, told)
+    print_also(screen, analysis, told)
+    suspected = [analysis.findings[each.finding] for each in told.suspects]
+    for finding in [*told.died[:_WHOLE], *suspected, *told.died[_WHOLE:]]:
         print_last(screen, snapshot, finding)
     print_losses(screen, snapshot)
     print_reliability(screen, snapshot, analysis.damage)
 
 
-def _what_happened(screen: Screen, snapshot: Snapshot, analysis: Analysis) -> None:
+def headline(snapshot: Snapshot, analysis: Analysis) -> Part:
+    """What happened, in a line."""
     header = snapshot.header
     reason = safe(header.reason)
     if header.trigger in _HEADLINES:
-        headline, unreasoned = _HEADLINES[header.trigger]
-        screen.line((f"{headline}: {reason or unreasoned}", "strong"))
-    else:
-        said = reason or f"snapshot because of {safe(header.trigger) or 'something unknown'}"
-        if len(analysis.died) == 1:
-            said += _more_than_its_status(analysis.died[0])
-        screen.line((f"{said[:1].upper()}{said[1:]}", "bad"))
-    screen.line()
+        said, unreasoned = _HEADLINES[header.trigger]
+        return f"{said}: {reason or unreasoned}", "strong"
+    said = reason or f"snapshot because of {safe(header.trigger) or 'something unknown'}"
+    if len(analysis.died) == 1:
+        said += _more_than_its_status(analysis.died[0])
+    return f"{said[:1].upper()}{said[1:]}", "bad"
+
+
+def summary(snapshot: Snapshot) -> Rows:
+    """Where, when, at whose request, of how many processes."""
+    header = snapshot.header
     ago = time.time_ns() - header.taken_wall_ns
     taken = moment(header.taken_wall_ns) + (f", {age(ago)} ago" if ago >= 0 else "")
     if 0 < header.triggered_ns <= header.taken_mono_ns:
         taken += f", {age(header.taken_mono_ns - header.triggered_ns)} after the trigger"
     if header.first:
         taken += ", the first of its incident"
-    rows: Rows = [
+    rows: list[tuple[str, Part]] = [
         ("recording", f"{safe(header.recording) or '?'} on {safe(header.host) or '?'}"),
         ("taken", taken),
     ]
@@ -107,7 +130,14 @@ def _what_happened(screen: Screen, snapshot: Snapshot, analysis: Analysis) -> No
     ]
     if suppressed:
         rows.append(("not taken", f"snapshots because of limits: {some(suppressed)}"))
-    print_rows(screen, rows, indent=2)
+    return rows
+
+
+def _what_happened(screen: Surface, snapshot: Snapshot, analysis: Analysis) -> None:
+    screen.line(headline(snapshot, analysis))
+    screen.line()
+    rows = summary(snapshot)
+    screen.pairs(rows, indent=2)
     wide = max(len(name) for name, _ in rows)
     # Unbroken, to be copied.
     file = f"  {safe(snapshot.path)} ({size(snapshot.size)})"
@@ -123,30 +153,25 @@ def _more_than_its_status(finding: Finding) -> str:
     return f", {verdict.kind}" if verdict is not None and verdict.kind in _TELLING else ""
 
 
-def _others(
-    screen: Screen,
-    snapshot: Snapshot,
-    analysis: Analysis,
-    shown: list[Finding],
-    more_dead: list[Finding],
-) -> None:
+def print_others(screen: Surface, snapshot: Snapshot, analysis: Analysis, told: Cast) -> None:
+    """What the others were doing, who waited for the same thing, and who had left."""
+    shown = [analysis.findings[each.finding] for each in told.suspects]
     there = [each for each in analysis.findings if not each.ended]
     left = [each for each in analysis.findings if each.producer.state in ("exited", "detached")]
-    told = [each for each in analysis.findings if each.producer.state == "dead" and not each.untold]
-    if more_dead:
-        screen.line()
-        screen.line((f"{len(more_dead)} more died:", "bad"))
-        _inside_of(screen, more_dead)
+    before = [
+        each for each in analysis.findings if each.producer.state == "dead" and not each.untold
+    ]
+    if told.more:
+        screen.heading((f"{len(told.more)} more died:", "bad"))
+        _inside_of(screen, told.more)
     if analysis.groups:
-        screen.line()
-        screen.line(("In common:", "strong"))
+        screen.heading(("In common:", "strong"))
         for group in analysis.groups[:_GROUPS]:
             screen.line((safe(group.text), "warn"), indent=2)
         if len(analysis.groups) > _GROUPS:
             screen.line(f"and {len(analysis.groups) - _GROUPS} more such groups", indent=2)
     if there:
-        screen.line()
-        screen.line(
+        screen.heading(
             ("The others at that moment:" if analysis.died else "At that moment:", "strong")
         )
         _inside_of(screen, there)
@@ -154,9 +179,9 @@ def _others(
             # Unbroken, to be copied.
             command = f"shmrec-dump stacks {shlex.quote(safe(snapshot.path))}"
             screen.stream("  ", (f"Their stacks: `{command}`", "dim"))
-    if told:
+    if before:
         screen.line()
-        ends = (f"{who(each.producer)}, {cause(each.producer)[0]}" for each in told)
+        ends = (f"{who(each.producer)}, {cause(each.producer)[0]}" for each in before)
         screen.line(f"Died before, told by an earlier snapshot: {some(ends, _NAMED)}.")
     moment_ns = min((each.reference_ns for each in analysis.died), default=1 << 64)
     for since, when in ((False, "before"), (True, "after that")):
@@ -166,12 +191,12 @@ def _others(
             screen.line(f"Left in order {when}: {some(names, _NAMED)}.")
 
 
-def _also(screen: Screen, analysis: Analysis, culprits: list[Culprit]) -> None:
+def print_also(screen: Surface, analysis: Analysis, told: Cast) -> None:
     """Those that stand out besides, in a line each."""
+    culprits = told.also
     if not culprits:
         return
-    screen.line()
-    screen.line(("Conspicuous besides:", "strong"))
+    screen.heading(("Conspicuous besides:", "strong"))
     for culprit in culprits[:_ALSO]:
         name = who(analysis.findings[culprit.finding].producer)
         screen.line(f"{name}: ", (culprit.reasons[0], "warn"), indent=2)
@@ -179,7 +204,7 @@ def _also(screen: Screen, analysis: Analysis, culprits: list[Culprit]) -> None:
         screen.line(f"and {len(culprits) - _ALSO} more", indent=2)
 
 
-def _inside_of(screen: Screen, findings: list[Finding]) -> None:
+def _inside_of(screen: Surface, findings: list[Finding]) -> None:
     rows: list[dict[str, Part]] = []
     for finding in findings:
         producer = finding.producer

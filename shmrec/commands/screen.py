@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from rich.cells import cell_len
 from rich.console import COLOR_SYSTEMS, Console
@@ -20,10 +20,12 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["STYLES", "Part", "Screen"]
+__all__ = ["STYLES", "Part", "Rows", "Screen", "Surface"]
 
 Part = str | tuple[str, str]
 """A piece of text, or one with the name of its style."""
+Rows = Sequence[tuple[str, Part]]
+"""Names and values."""
 
 STYLES: Final = {
     "bad": Style(color="red", bold=True),
@@ -41,6 +43,29 @@ _WHOLE: Final = 0.6
 """Of the width, what columns may take that are not broken."""
 _ROW_ENDS: Final = "\ue000"
 """Stands in a drawn table where a cell on a line of its own goes; no safe text holds it."""
+
+
+class Surface(Protocol):
+    """What reports are printed on: the screen, or a page."""
+
+    terminal: bool
+
+    def heading(self, *parts: Part) -> None:
+        """What the lines below are about."""
+
+    def line(self, *parts: Part, indent: int = 0, hang: int = 2) -> None:
+        """A line of text; without one, a gap."""
+
+    def pairs(self, rows: Rows, *, indent: int = 0) -> None:
+        """Names and values side by side; a name that repeats is shown once."""
+
+    def stream(self, *parts: Part) -> None:
+        """A line that is to be copied: unbroken."""
+
+    def table(
+        self, headings: Sequence[str], rows: Sequence[Sequence[Part]], *, indent: int = 0
+    ) -> None:
+        """Columns, as `Screen.table` has them."""
 
 
 class _Console(Console):
@@ -66,6 +91,20 @@ class Screen:
         )
         self.terminal = terminal
         self._colours = COLOR_SYSTEMS.get(self._console.color_system or "")
+
+    def heading(self, *parts: Part) -> None:
+        """A line with a gap before it."""
+        self.line()
+        self.line(*parts)
+
+    def pairs(self, rows: Rows, *, indent: int = 0) -> None:
+        """Names and values side by side; a name that repeats is shown once."""
+        wide = max((len(name) for name, _ in rows), default=0)
+        before = ""
+        for name, value in rows:
+            shown = name if name != before or name == "asked for by" else ""
+            self.line((f"{shown:<{wide}}", "dim"), "  ", value, indent=indent, hang=wide + 2)
+            before = name
 
     def line(self, *parts: Part, indent: int = 0, hang: int = 2) -> None:
         """A line of text; on a terminal, broken where it ends, with `hang` more blanks."""
