@@ -260,17 +260,10 @@ def test_wrong_usage() -> None:
 
 
 def test_every_verb_is_looked_at() -> None:
-    looked_at = {verb for verb, *_ in READING} | {
-        "list",
-        "clean",
-        "doctor",
-        "diff",
-        "export",
-        "scrub",
-    }
-    looked_at |= {"ps", "snapshot", "recover", "tail", "top"}
-    # Nothing that was recorded is in what these print.
-    looked_at |= {"completion", "help"}
+    looked_at = {verb for verb, *_ in READING} | {"list", "clean", "doctor", "diff", "scrub"}
+    looked_at |= {"ps", "snapshot", "recover", "tail", "top", "export"}
+    # Nothing that was recorded is in what these print, but for a page: see test_page.
+    looked_at |= {"completion", "help", "report"}
     assert isinstance(tool, click.Group)
     assert set(tool.list_commands(click.Context(tool))) == looked_at
 
