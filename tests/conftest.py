@@ -24,6 +24,10 @@ from shmrec.segment import Segment, open_segment
 from shmrec.wakeup import open_wakeup
 
 WAIT_SECONDS = 30.0
+
+# What a shell runs in the background ignores SIGINT, and so would what the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _numbers = itertools.count(1)
 
 
