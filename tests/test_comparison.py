@@ -315,6 +315,7 @@ def test_it_is_deterministic(two: Two) -> None:
     assert [each.name for each in found[0].names] == [f"n{n}" for n in range(9)]
 
 
-def test_two_producers_that_claim_to_be_one(two: Two) -> None:
+def test_of_two_producers_that_claim_to_be_one_the_first_is_compared(two: Two) -> None:
     twins: tuple[Held, ...] = ((producer(0), held(begin(1), start=8)), (producer(0), []))
-    assert [each.what for each in two.compare(twins, twins).changes] == ["stayed", "stayed"]
+    # The second is damage of the file, which `verify` names.
+    assert [each.what for each in two.compare(twins, twins).changes] == ["stayed"]

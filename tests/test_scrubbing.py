@@ -436,7 +436,7 @@ def _grown(file: Path) -> None:
 def test_a_file_that_changes_meanwhile_is_not_replaced(
     file: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
 ) -> None:
-    def check(written: Path, source: Path) -> None:
+    def check(written: Path, source: Path, watch: object) -> None:
         change(source)
 
     monkeypatch.setattr(scrubbing, "_check", check)
