@@ -12,7 +12,7 @@ from typing import Any
 
 from shmrec._engine import Engine, choose
 from shmrec.decoder import Event, decode
-from shmrec.layout import CONTROL, ENTRY, EntryState, Geometry
+from shmrec.layout import CONTROL, ENTRY, SIZE_MASK, SLOT, EntryState, Geometry
 from shmrec.ring import Batch, RingReader
 from shmrec.writer import Writer
 
@@ -193,3 +193,21 @@ def numbered(count: int, start: int = 0) -> Iterator[tuple[str, int]]:
     """Names and numbers for events that can be told apart and put in order."""
     for n in range(start, start + count):
         yield f"event-{n % 3}", n
+
+
+def bytes_left(arena: Arena) -> list[object]:
+    """What a reader may see: the producer's words, slot headers, and committed payloads."""
+    left: list[object] = [
+        arena.words[ENTRY.word(row.name, arena.entry)]
+        for row in ENTRY.rows
+        if row.writer == "producer" and row.name != "losses"
+    ]
+    left.append({cause: n for cause, n in arena.reader().entry().losses.items() if n})
+    geometry = arena.geometry
+    for slot in range(geometry.slots):
+        start = geometry.ring(0) + slot * geometry.slot_size
+        left.append([arena.words[SLOT.word(row.name, start)] for row in SLOT.rows])
+        size = arena.words[SLOT.word("committed", start)] & SIZE_MASK
+        assert size <= geometry.payload_size
+        left.append(bytes(arena.view[start + SLOT.size : start + SLOT.size + size]))
+    return left

@@ -30,9 +30,9 @@ from shmrec.events import (
     OPEN_LIMIT,
     TEXT_LIMIT,
 )
-from shmrec.layout import ENTRY, SIZE_MASK, SLOT, SlotFlag
+from shmrec.layout import SlotFlag
 
-from .arena import Arena
+from .arena import Arena, bytes_left
 from .native import rebind
 
 pytestmark = pytest.mark.skipif(
@@ -40,24 +40,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 Work = Callable[[Arena, Engine], object]
-
-
-def bytes_left(arena: Arena) -> list[object]:
-    """What a reader may see: the producer's words, slot headers, and committed payloads."""
-    left: list[object] = [
-        arena.words[ENTRY.word(row.name, arena.entry)]
-        for row in ENTRY.rows
-        if row.writer == "producer" and row.name != "losses"
-    ]
-    left.append({cause: n for cause, n in arena.reader().entry().losses.items() if n})
-    geometry = arena.geometry
-    for slot in range(geometry.slots):
-        start = geometry.ring(0) + slot * geometry.slot_size
-        left.append([arena.words[SLOT.word(row.name, start)] for row in SLOT.rows])
-        size = arena.words[SLOT.word("committed", start)] & SIZE_MASK
-        assert size <= geometry.payload_size
-        left.append(bytes(arena.view[start + SLOT.size : start + SLOT.size + size]))
-    return left
 
 
 def both(work: Work, *, slots: int = 4, slot_size: int = 16 * 1024) -> list[Arena]:

@@ -15,8 +15,8 @@ from shmrec import _engine, events
 from shmrec._engine import Engine
 from shmrec.bulk import Runs
 from shmrec.decoder import decode
-from shmrec.layout import CONTROL, ENTRY, SIZE_MASK, SLOT, SegmentState
-from tests.arena import Arena
+from shmrec.layout import CONTROL, SegmentState
+from tests.arena import Arena, bytes_left
 from tools.fuzz.draw import Draw
 from tools.fuzz.sameness import flat
 
@@ -90,7 +90,7 @@ def check(data: bytes) -> None:
         draw = Draw(data)
         arena = Arena(slots=4 + draw.below(3), slot_size=draw.choice(_SLOT_SIZES))
         _perform(arena, arena.writer(engine=name), draw)
-        left.append(_bytes_left(arena))
+        left.append(bytes_left(arena))
         _check_readable(arena)
     assert left[0] == left[-1], "the engines left different bytes"
 
@@ -188,24 +188,6 @@ def _value(draw: Draw, depth: int) -> Any:
         return {draw.text(): _value(draw, depth + 1) for _ in range(draw.length())}
     items = [_value(draw, depth + 1) for _ in range(draw.length())]
     return tuple(items) if how == 11 else items
-
-
-def _bytes_left(arena: Arena) -> list[object]:
-    """What a reader may see: the producer's words, slot headers, and committed payloads."""
-    left: list[object] = [
-        arena.words[ENTRY.word(row.name, arena.entry)]
-        for row in ENTRY.rows
-        if row.writer == "producer" and row.name != "losses"
-    ]
-    left.append({cause: n for cause, n in arena.reader().entry().losses.items() if n})
-    geometry = arena.geometry
-    for slot in range(geometry.slots):
-        start = geometry.ring(0) + slot * geometry.slot_size
-        left.append([arena.words[SLOT.word(row.name, start)] for row in SLOT.rows])
-        size = arena.words[SLOT.word("committed", start)] & SIZE_MASK
-        assert size <= geometry.payload_size
-        left.append(bytes(arena.view[start + SLOT.size : start + SLOT.size + size]))
-    return left
 
 
 def _check_readable(arena: Arena) -> None:
