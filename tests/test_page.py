@@ -15,6 +15,7 @@ from unittest import mock
 
 import pytest
 
+from shmrec.commands.page import drawing
 from shmrec.commands.page.rendering import LIBRARY_VERSION
 from shmrec.events import BEGIN, COUNTER, END, EXCEPTION, INSTANT
 from shmrec.manifest import Cause, Stack
@@ -138,6 +139,13 @@ def test_the_timeline_has_every_span_and_moment(tmp_path: Path) -> None:
     assert curves[0, "depth request"] == [3]
     assert curves[0, "process.rss"] == [6 << 20, 7 << 20, 8 << 20]
     assert {each["name"]: each["count"] for each in data["durations"]} == {"query": 2}
+
+
+def test_of_too_many_moments_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "_MARKS", 1)
+    page = page_of(incident(tmp_path / "a.shmrec"))
+    assert sorted(kind for _, _, kind, _ in page.data["marks"]) == ["death", "exception", "mark"]
+    assert "1 earlier moment of the events not drawn" in page.shown
 
 
 def test_nothing_is_loaded_and_no_other_script_may_run(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 Runs in ``shmrec-dump report``. What comes of it is one JSON value, compressed::
 
     {"end", "at": ns, "wall_ms", "names": [text], "texts": [text],
-     "processes": [{"title", "state", "bad", "rows": first, "count"}],
-     "rows": [{"process", "title", "depth", "kind", "begins", "lengths", "names", "texts",
+     "processes": [{"title", "bad", "rows": first, "count"}],
+     "rows": [{"process", "title", "depth", "begins", "lengths", "names", "texts",
                "flags"}],
      "marks": [[ns, process or -1, kind, text]],
      "curves": [{"process", "name", "times", "values"}],
@@ -26,7 +26,7 @@ import json
 import zlib
 from array import array
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -61,7 +61,6 @@ class Row:
     process: int
     title: str
     depth: int
-    kind: str
     begins: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("q"))
     names: array[int] = field(default_factory=lambda: array("l"))
@@ -144,7 +143,8 @@ class _Drawer:
         self._texts = _Words(_TEXTS, "")
         self._rows: dict[tuple[int, int], list[Row]] = {}
         self._marks: list[tuple[int, int, str, str]] = []
-        self._marks_left_out = 0
+        self._moments: deque[tuple[int, int, str, str]] = deque(maxlen=_MARKS)
+        self._moments_met = 0
         self._curves: dict[tuple[int, str], tuple[array[int], list[float]]] = {}
         self._distributions: dict[str, Distribution] = {}
         self._slowest: list[Slow] = []
@@ -165,14 +165,14 @@ class _Drawer:
                 act(item)
         shown = sorted(self._distributions.values(), key=lambda each: -each.total)
         notes = []
-        if self._marks_left_out:
-            notes.append(f"{counted(self._marks_left_out, 'more moment')} of the events not drawn")
+        if left_out := self._moments_met - len(self._moments):
+            notes.append(f"{counted(left_out, 'earlier moment')} of the events not drawn")
         if self._texts.left_out:
             notes.append(f"{counted(self._texts.left_out, 'slice')} drawn without arguments")
         return Drawing(
             self._packed(shown[:_DISTRIBUTIONS]),
             self._slices,
-            len(self._marks),
+            len(self._marks) + len(self._moments),
             shown[:_DISTRIBUTIONS],
             self._slowest,
             notes,
@@ -230,10 +230,8 @@ class _Drawer:
         self._marks.append((self._since(item.time_ns), place, kind, safe(item.name)))
 
     def _moment(self, item: Item) -> None:
-        # The last ones matter most, but most are few: what is too many is left out at the end.
-        if len(self._marks) >= _MARKS:
-            self._marks_left_out += 1
-            return
+        # The last ones matter most: of too many the oldest go.
+        self._moments_met += 1
         assert item.process is not None
         kind = item.kind
         if kind == LOG.name:
@@ -242,7 +240,7 @@ class _Drawer:
         text = safe(item.name)
         if item.args:
             text += f"  {arguments(item.args, _TEXT_CHARACTERS)}"
-        self._marks.append((self._since(item.time_ns), item.process.place, kind, text))
+        self._moments.append((self._since(item.time_ns), item.process.place, kind, text))
 
     def _since(self, time_ns: int) -> int:
         return time_ns - self._timeline.begin_ns
@@ -256,8 +254,7 @@ class _Drawer:
             title = thread_said(track.thread_name, track.thread)
             if track.family:
                 title = f"{safe(track.name)} of {title}"
-            kind = "task" if track.family else "thread"
-            rows.append(Row(track.process.place, title, len(rows), kind))
+            rows.append(Row(track.process.place, title, len(rows)))
         return rows[depth]
 
     def _packed(self, distributions: list[Distribution]) -> str:
@@ -278,7 +275,7 @@ class _Drawer:
             "texts": self._texts.all,
             "processes": processes,
             "rows": rows,
-            "marks": sorted(self._marks),
+            "marks": sorted([*self._marks, *self._moments]),
             "curves": [
                 {
                     "process": place,
@@ -300,7 +297,6 @@ class _Drawer:
 def _process(process: Process, first: int, count: int) -> dict[str, Any]:
     return {
         "title": who(process.producer),
-        "state": safe(process.state),
         "bad": process.died or process.finding.stalled,
         "rows": first,
         "count": count,
@@ -315,7 +311,6 @@ def _columns(row: Row) -> dict[str, Any]:
         "process": row.process,
         "title": row.title,
         "depth": row.depth,
-        "kind": row.kind,
         "begins": _differences(begins),
         "lengths": [row.lengths[place] for place in order],
         "names": [row.names[place] for place in order],

@@ -80,7 +80,7 @@
   const palette = new Map();
   const repaint = () => {
     ink = {};
-    for (const name of ["text", "dim", "line", "bad", "warn", "mark", "paper", "band"]) {
+    for (const name of ["text", "dim", "line", "bad", "warn", "mark", "paper"]) {
       ink[name] = style(`--${name}`);
     }
     palette.clear();
