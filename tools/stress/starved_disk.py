@@ -62,15 +62,19 @@ def _told_once(ground: Ground, service: Service, pid: int, where: str) -> None:
     if ground.hold(there, f"{where}: no snapshot of the death of pid {pid}"):
         # A second one would come a retry later.
         service.ask("after the death")
-        found = [
-            path.name
-            for path in service.files()
-            if "death" in path.name
-            for each in shmrec.read(path).producers
-            if each.pid == pid and each.state == "dead" and not each.reported
-        ]
+        found = _tellings(service, pid)
         ground.hold(len(found) == 1, f"{where}: told in {found or 'none'}")
         ground.tally.count("deaths told once")
+
+
+def _tellings(service: Service, pid: int) -> list[str]:
+    """The snapshots of deaths that tell this one as news."""
+    return [
+        path.name
+        for path in service.files("death")
+        for each in shmrec.read(path).producers
+        if each.pid == pid and each.state == "dead" and not each.reported
+    ]
 
 
 def full(ground: Ground) -> None:
@@ -336,17 +340,10 @@ def _same_pace(ground: Ground, before: dict[str, int], during: dict[str, int], w
 
 
 def _told_once_together(ground: Ground, service: Service, pid: int, where: str) -> None:
-    def telling() -> list[str]:
-        return [
-            path.name
-            for path in service.files("death")
-            for each in shmrec.read(path).producers
-            if each.pid == pid and each.state == "dead" and not each.reported
-        ]
-
-    until(telling, _RETRY_SECONDS)
+    until(lambda: _tellings(service, pid), _RETRY_SECONDS)
     service.ask("after the deaths")
-    ground.hold(len(telling()) == 1, f"{where}: death of pid {pid} told in {telling()}")
+    found = _tellings(service, pid)
+    ground.hold(len(found) == 1, f"{where}: death of pid {pid} told in {found}")
     ground.tally.count("deaths told once")
 
 
