@@ -68,6 +68,7 @@ class Play:
         self.snapshots = 0
         self.killed = False
         self.noted: list[int] = []
+        self.scratch = scratch
         self.stage = Stage(name, live=False, rings=_RINGS, scratch=scratch)
         if schedule.fresh:
             self.stage.directory.rmdir()
@@ -152,11 +153,16 @@ class Play:
             return []
 
     def read(self, path: Path) -> Snapshot:
-        """A snapshot that is whole, and right."""
-        self.snapshots += 1
-        checked = validator.check(path)
-        self.wrong += [f"{path.name}: {each}" for each in checked.wrong + disagreements(checked)]
-        return read(path)
+        """A snapshot that is whole, and right; `FileNotFoundError` if it is there no more."""
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            # The collector makes room meanwhile: what it removes is still to be read here.
+            kept = Path(folder) / path.name
+            kept.hardlink_to(path)
+            self.snapshots += 1
+            checked = validator.check(kept)
+            wrong = checked.wrong + disagreements(checked)
+            self.wrong += [f"{path.name}: {each}" for each in wrong]
+            return read(kept)
 
     def check_names(self, *, hidden: bool) -> None:
         """Nothing has a final name that is not whole; nothing else is left unless `hidden`."""
