@@ -68,7 +68,7 @@ class Play:
         self.snapshots = 0
         self.killed = False
         self.noted: list[int] = []
-        self.scratch = scratch
+        self.kept = tempfile.TemporaryDirectory(dir=scratch)
         self.stage = Stage(name, live=False, rings=_RINGS, scratch=scratch)
         if schedule.fresh:
             self.stage.directory.rmdir()
@@ -154,15 +154,13 @@ class Play:
 
     def read(self, path: Path) -> Snapshot:
         """A snapshot that is whole, and right; `FileNotFoundError` if it is there no more."""
-        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-            # The collector makes room meanwhile: what it removes is still to be read here.
-            kept = Path(folder) / path.name
-            kept.hardlink_to(path)
-            self.snapshots += 1
-            checked = validator.check(kept)
-            wrong = checked.wrong + disagreements(checked)
-            self.wrong += [f"{path.name}: {each}" for each in wrong]
-            return read(kept)
+        # The collector makes room meanwhile: what it removes is still to be read here.
+        kept = Path(tempfile.mkdtemp(dir=self.kept.name)) / path.name
+        kept.hardlink_to(path)
+        self.snapshots += 1
+        checked = validator.check(kept)
+        self.wrong += [f"{path.name}: {each}" for each in checked.wrong + disagreements(checked)]
+        return read(kept)
 
     def check_names(self, *, hidden: bool) -> None:
         """Nothing has a final name that is not whole; nothing else is left unless `hidden`."""
@@ -207,6 +205,7 @@ def play(schedule: Schedule, name: str, scratch: Path) -> Play:
         if playing.schedule.stop == -2:
             playing.noted = json.loads(os.read(playing._noted, 1 << 16) or b"[]")
         stage.directory.mkdir(exist_ok=True)
+    playing.kept.cleanup()
     os.close(playing._noted)
     os.close(playing._note)
     return playing
