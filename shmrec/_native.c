@@ -16,6 +16,7 @@
        _native_layout.h       generated: places and constants
        _native_process.h      fences, and memory with a guard
        _native_cut.h          memory that others may cut short; not for producers
+       _native_fork.h         what children that C code forks must not write to
 
    Invariants:
 

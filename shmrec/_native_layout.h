@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SHMREC_LAYOUT_ID UINT64_C(0x804a0f010273a99f)
+#define SHMREC_LAYOUT_ID UINT64_C(0x2fb09caadabfcaf2)
 #define SHMREC_WORD 8
 #define SHMREC_COUNT_SHIFT 32
 #define SHMREC_LOST_AT_MOST UINT64_C(281474976710656)
@@ -32,8 +32,9 @@
 #define SHMREC_LOST_CLOSED 4
 #define SHMREC_LOST_UNMATCHED 5
 #define SHMREC_LOST_NO_MEMORY 6
-#define SHMREC_LOSSES "reentrant", "oversized", "unencodable", "interrupted", "closed", "unmatched", "no_memory"
-#define SHMREC_LOSS_COUNT 7
+#define SHMREC_LOST_LATE 7
+#define SHMREC_LOSSES "reentrant", "oversized", "unencodable", "interrupted", "closed", "unmatched", "no_memory", "late"
+#define SHMREC_LOSS_COUNT 8
 
 /* Events: array header and kind, the first two bytes of each. */
 #define SHMREC_PREFIX_NAME 0x94, 0x00
@@ -92,7 +93,10 @@ struct shmrec_control {
     unsigned char gap_4[264];
     _Atomic uint64_t refused_full; /* attachers: no ring to be had, under the lock */
     _Atomic uint64_t refused_space; /* attachers: no memory for a ring, under the lock */
-    unsigned char gap_5[1000];
+    _Atomic uint64_t refused_busy; /* attachers: no ring, for the lock was held */
+    _Atomic uint64_t lock; /* attachers: a record lock here: attaching, requests, taking over */
+    _Atomic uint64_t busy_lock; /* attachers: a record lock here: counting those */
+    unsigned char gap_5[976];
     unsigned char ledger[2048]; /* collector: pairs: generation, when it began */
 };
 _Static_assert(sizeof(struct shmrec_control) == 4096, "shmrec_control");
@@ -127,6 +131,9 @@ _Static_assert(offsetof(struct shmrec_control, snapshots) == 608, "shmrec_contro
 _Static_assert(offsetof(struct shmrec_control, suppressed) == 640, "shmrec_control.suppressed");
 _Static_assert(offsetof(struct shmrec_control, refused_full) == 1032, "shmrec_control.refused_full");
 _Static_assert(offsetof(struct shmrec_control, refused_space) == 1040, "shmrec_control.refused_space");
+_Static_assert(offsetof(struct shmrec_control, refused_busy) == 1048, "shmrec_control.refused_busy");
+_Static_assert(offsetof(struct shmrec_control, lock) == 1056, "shmrec_control.lock");
+_Static_assert(offsetof(struct shmrec_control, busy_lock) == 1064, "shmrec_control.busy_lock");
 _Static_assert(offsetof(struct shmrec_control, ledger) == 2048, "shmrec_control.ledger");
 
 /* entry: 512 bytes. */
@@ -155,7 +162,10 @@ struct shmrec_entry {
     _Atomic uint64_t stack_turn; /* collector: changes when `asked` may be filled anew */
     _Atomic uint64_t stack_wanted; /* collector: ticket: leave stacks when it is safe; 0: no more */
     unsigned char held_counted[16]; /* collector: of `held_back`, those in `suppressed` */
-    unsigned char gap_1[144];
+    unsigned char gap_1[16];
+    _Atomic uint64_t claimer; /* claimer: pid of who is claiming it; before the state says so */
+    _Atomic uint64_t claimer_start; /* claimer: its start time in clock ticks */
+    unsigned char gap_2[112];
 };
 _Static_assert(sizeof(struct shmrec_entry) == 512, "shmrec_entry");
 _Static_assert(offsetof(struct shmrec_entry, incarnation) == 0, "shmrec_entry.incarnation");
@@ -181,6 +191,8 @@ _Static_assert(offsetof(struct shmrec_entry, ended_ns) == 328, "shmrec_entry.end
 _Static_assert(offsetof(struct shmrec_entry, stack_turn) == 336, "shmrec_entry.stack_turn");
 _Static_assert(offsetof(struct shmrec_entry, stack_wanted) == 344, "shmrec_entry.stack_wanted");
 _Static_assert(offsetof(struct shmrec_entry, held_counted) == 352, "shmrec_entry.held_counted");
+_Static_assert(offsetof(struct shmrec_entry, claimer) == 384, "shmrec_entry.claimer");
+_Static_assert(offsetof(struct shmrec_entry, claimer_start) == 392, "shmrec_entry.claimer_start");
 
 /* slot: 64 bytes. */
 struct shmrec_slot {

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "_native_cut.h"
+#include "_native_fork.h"
 
 /* Fences, for whoever reads or writes the segment from Python. */
 
@@ -126,6 +127,7 @@ static PyMethodDef module_functions[] = {
     {"membarrier", call_membarrier, METH_O, membarrier_doc},
     {"map_guarded", map_guarded, METH_VARARGS, map_guarded_doc},
     {"unmap_guarded", unmap_guarded, METH_VARARGS, unmap_guarded_doc},
+    {"left_by_forks", left_by_forks, METH_O, left_by_forks_doc},
     {"ignore_signal", ignore_signal, METH_VARARGS, ignore_signal_doc},
     {"take_sigbus", take_sigbus, METH_NOARGS, take_sigbus_doc},
     {"watch_memory", watch_memory, METH_VARARGS, watch_memory_doc},

@@ -169,6 +169,10 @@ def _choose(
                     "taken: start it with more (--producers)"
                 )
             claimed = at = segment.geometry.entry(index)
+            # First, lest the old owner be taken for a claimer that lives if this one is killed.
+            words[ENTRY.word("claimer_start", at)] = started
+            words[ENTRY.word("claimer", at)] = pid
+            fence.release()
             words[ENTRY.word("state", at)] = EntryState.CLAIMING  # step: claiming
             words[ENTRY.word("pid", at)] = pid
             words[ENTRY.word("start_ticks", at)] = started
@@ -232,11 +236,14 @@ def _free_ring(segment: Segment, used: bool) -> int | None:
         if state == EntryState.DETACHED:
             ended.append((words[ENTRY.word("detached_ns", at)], index))
             continue
-        incarnation = words[ENTRY.word("incarnation", at)]
-        dealt_with = state == EntryState.CLAIMING or words[ENTRY.word("settled", at)] == incarnation
-        pid, started = words[ENTRY.word("pid", at)], words[ENTRY.word("start_ticks", at)]
-        if dealt_with and not process.alive(pid, started):
+        if state == EntryState.CLAIMING:
             # A claimer that died before it was ready recorded nothing.
-            when = 0 if state == EntryState.CLAIMING else words[ENTRY.word("ended_ns", at)]
+            pid, started = words[ENTRY.word("claimer", at)], words[ENTRY.word("claimer_start", at)]
+            dealt_with, when = True, 0
+        else:
+            pid, started = words[ENTRY.word("pid", at)], words[ENTRY.word("start_ticks", at)]
+            dealt_with = words[ENTRY.word("settled", at)] == words[ENTRY.word("incarnation", at)]
+            when = words[ENTRY.word("ended_ns", at)]
+        if dealt_with and not process.alive(pid, started):
             ended.append((when, index))
     return min(ended)[1] if ended else None

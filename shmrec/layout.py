@@ -145,6 +145,9 @@ CONTROL: Final = Table(
         Row("suppressed", 640, 16 * 8, "collector", "not taken, one word per row of TRIGGERS"),
         Row("refused_full", 1032, 8, "attachers", "no ring to be had, under the lock"),
         Row("refused_space", 1040, 8, "attachers", "no memory for a ring, under the lock"),
+        Row("refused_busy", 1048, 8, "attachers", "no ring, for the lock was held"),
+        Row("lock", 1056, 8, "attachers", "a record lock here: attaching, requests, taking over"),
+        Row("busy_lock", 1064, 8, "attachers", "a record lock here: counting those"),
         Row("ledger", 2048, LEDGER * 16, "collector", "pairs: generation, when it began"),
     ),
 )
@@ -255,13 +258,15 @@ LOSSES: Final = (
     "closed",
     "unmatched",
     "no_memory",
+    "late",
 )
 """Why an event was not recorded, in the order of the entry's loss words.
 
 reentrant: made while the same thread was inside another record, and not yet written;
 oversized: more than a batch holds; unencodable: recorded without what had no bounded form;
 interrupted: a signal handler raised in the middle of recording; closed: the recording had
-ended; unmatched: the end of a span that was not open; no_memory: allocation failed.
+ended; unmatched: the end of a span that was not open; no_memory: allocation failed; late: made
+by a forked process before it had a ring, for the lock was held.
 """
 
 ENTRY: Final = Table(
@@ -293,6 +298,8 @@ ENTRY: Final = Table(
             "stack_wanted", 344, 8, "collector", "ticket: leave stacks when it is safe; 0: no more"
         ),
         Row("held_counted", 352, 8 * 2, "collector", "of `held_back`, those in `suppressed`"),
+        Row("claimer", 384, 8, "claimer", "pid of who is claiming it; before the state says so"),
+        Row("claimer_start", 392, 8, "claimer", "its start time in clock ticks"),
     ),
 )
 

@@ -129,7 +129,7 @@ def look(segment: Segment) -> Recording:
         generation=segment.word("generation"),
         snapshots=segment.word("snapshots"),
         size=segment.geometry.segment_size,
-        refused=segment.word("refused_full") + segment.word("refused_space"),
+        refused=segment.refused(),
         suppressed={kind: count for kind, count in segment.suppressed().items() if count},
     )
     heartbeat = segment.word("heartbeat_ns")

@@ -74,6 +74,11 @@ class Descriptors:
                 number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
         self._known[name] = _Descriptor(number, _what(number))
 
+    def accept(self, name: str) -> None:
+        """It is ours where it leads now, which was our own doing."""
+        number = self._known[name].number
+        self._known[name] = _Descriptor(number, _what(number))
+
     def forget(self, name: str) -> None:
         """Have nothing more to do with it."""
         del self._known[name]

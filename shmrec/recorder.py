@@ -104,6 +104,8 @@ class Recorder:
         self._retry_at = 0.0
         self._rejoining = 0
         self._missed = 0
+        self._late = 0
+        self._busy: tuple[int, bytes] | None = None
         self._words = Words()
         self.exceptions = True
         self._lock: Any = RLock()
@@ -330,12 +332,14 @@ class Recorder:
             self._engine.forget()
             _stacks().after_fork()
             if time.monotonic() < self._retry_at:
+                self._late += 1
                 return False
             self._missed = 0
             try:
                 self._rejoining = os.getpid()
                 self._claim(segment, timeout=_REJOIN_SECONDS)
             except LockedError:
+                self._late += 1
                 self._retry_at = time.monotonic() + _RETRY_SECONDS
                 return False
             except (ShmrecError, OSError) as error:
@@ -347,6 +351,8 @@ class Recorder:
                 if self._engine.bound:
                     _unhandled().at_exit(_leave)
             self._engine.lose("reentrant", self._missed)
+            self._engine.lose("late", self._late)
+            self._late = 0
         return True
 
     def _give_up(self, message: str) -> None:
@@ -371,18 +377,29 @@ class Recorder:
             self._index = claim(
                 segment, self._engine, self.engine, self._label, held=held, timeout=timeout
             )
-        except BaseException:
+        except BaseException as error:
             self._pid = before
+            if isinstance(error, ShmrecError):
+                self._note_busy(segment, isinstance(error, LockedError))
             raise
+        self._note_busy(segment, False)
         # The ring is ours already: who has no memory left for stacks is recorded without them.
         with contextlib.suppress(MemoryError):
             _stacks().arm(segment, self._index, self._engine)
         wake(self._wakeup)
 
+    def _note_busy(self, segment: Segment, busy: bool) -> None:
+        """Whether this process has no ring only because the lock was held; counted once."""
+        here = (os.getpid(), segment.field("run_id"))
+        if busy != (self._busy == here):
+            self._busy = here if busy else None
+            segment.count_busy(1 if busy else -1)
+
     def after_fork(self) -> None:
         """In the child: forget the parent's ring; the next event claims another."""
         self._lock = RLock()
         self._words.forget()
+        self._late = 0
         if self._segment is not None:
             self._engine.forget()
 

@@ -53,6 +53,7 @@ PLAUSIBLE: Final = (1 << 62) - 1
 """A mask that leaves room to add to a word."""
 LOCK_SECONDS: Final = 10.0
 _LOCK_POLL_SECONDS: Final = 0.001
+_COUNTING_SECONDS: Final = 0.02
 _COPIED_AT_ONCE: Final = 1 << 20
 
 _LINK: Final = "is a symbolic link: name the file itself, or have the link removed"
@@ -198,19 +199,41 @@ class Segment:
                 # Acquired in here, for a signal handler may raise as the call returns;
                 # releasing what was not acquired is harmless.
                 if not nested:
-                    self._acquire(timeout)
+                    self._acquire("lock", timeout)
                     self._holder = os.getpid()
                 yield
             finally:
                 if not nested:
                     self._holder = 0
-                    fcntl.lockf(self.fd, fcntl.LOCK_UN)
+                    self._lock("lock", fcntl.LOCK_UN)
 
-    def _acquire(self, timeout: float) -> None:
+    def count_busy(self, change: int) -> None:
+        """Count a process that found the lock held and goes on without a ring, or no longer does.
+
+        Under a lock that nobody waits under, so that who has been refused the other gets this.
+        """
+        with _closing, contextlib.suppress(LockedError):
+            try:
+                self._acquire("busy_lock", _COUNTING_SECONDS)
+                counted = (self.word("refused_busy") & PLAUSIBLE) + change
+                self.set_word("refused_busy", max(0, counted))
+            finally:
+                self._lock("busy_lock", fcntl.LOCK_UN)
+
+    def refused(self) -> int:
+        """Processes that are not recorded, for want of a ring, of memory, or of the lock."""
+        words = ("refused_full", "refused_space", "refused_busy")
+        return sum(self.word(name) & PLAUSIBLE for name in words)
+
+    def _lock(self, field: str, command: int) -> None:
+        where = CONTROL.bytes_at(field)
+        fcntl.lockf(self.fd, command, where.stop - where.start, where.start)
+
+    def _acquire(self, field: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock(field, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):

@@ -16,7 +16,7 @@ Invariants:
 - An application that uses faulthandler keeps its output: who had it enabled, or enables it
   later, has the fatal signals; we stand back, and the entry says so.
 - A forked child writes nothing into its parent's area: its descriptors lead nowhere until it
-  has a ring, and an area, of its own.
+  has a ring, and an area, of its own. Where C code forks only the extension can see to that.
 - The signal is ignored before we listen and after: one that comes late ends nobody.
 - There is one area in a process, that of the recording that it joined first.
 
@@ -37,6 +37,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from shmrec import fence, threads
 from shmrec.errors import SegmentError
+from shmrec.extension import EXTENSION
 from shmrec.guarded import map_guarded, unmap_guarded
 from shmrec.ignored import ignore_signal
 from shmrec.layout import ENTRY, STACK, STACK_SIZE, STACK_THREADS, StackFlag
@@ -149,6 +150,7 @@ def arm(segment: Segment, index: int, engine: _Rewound) -> None:
             _take_down(mapped)
             return
         _place = _Place(segment, index, mapped)
+        _left_by_forks(_descriptors.names())
         _name_threads()
         flags = _listen() | _listen_politely() | _guard_fatal()
         engine.rewinds(_descriptors.number("asked"), mapped["asked"])
@@ -165,6 +167,7 @@ def _unmap(mapped: dict[str, int]) -> None:
 def _take_down(mapped: dict[str, int]) -> None:
     """Have faulthandler write nothing more for us; close and unmap what it wrote to."""
     _silence(("fatal", "asked"))
+    _left_by_forks(())
     _descriptors.close()
     _unmap(mapped)
 
@@ -339,6 +342,8 @@ def after_fork() -> None:
     mapped, _place = _place.mapped if _place is not None else {}, None
     if not _descriptors.names():
         return
+    for name in _left_by_forks(()):
+        _descriptors.accept(name)
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
@@ -352,6 +357,16 @@ def after_fork() -> None:
             _descriptors.forget(name)
     os.close(nowhere)
     _unmap(mapped)
+
+
+def _left_by_forks(names: Iterable[str]) -> list[str]:
+    """Have those lead nowhere in children from now on; which already do in this process."""
+    if EXTENSION is None:
+        return []
+    with contextlib.suppress(OSError):
+        left = EXTENSION.left_by_forks([_descriptors.number(name) for name in names])
+        return [name for name in _descriptors.names() if _descriptors.number(name) in left]
+    return []
 
 
 # Which kernel thread a stack is of: faulthandler knows threads by another number.

@@ -216,6 +216,11 @@ class Script:
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
 
+    def end_input(self) -> None:
+        """It, and whom it forked, read no more lines."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         self.process.send_signal(number)
 

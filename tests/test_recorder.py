@@ -136,13 +136,14 @@ def test_who_must_join_and_cannot_gets_the_precise_error(
         shmrec.attach(name)
 
 
-def test_another_layout_is_refused(unattached: shmrec.FlightRecorder) -> None:
-    with open_segment(unattached.name) as opened:
-        known = opened.word("layout_id")
-        opened.set_word("layout_id", known ^ 1)
+def test_another_layout_is_refused(recording_name: str) -> None:
+    # Without a collector, which would put it back.
+    with segment.create(
+        recording_name, Geometry.of(0, 1), keep_size=1 << 20, keep_period_ns=10**10
+    ) as made:
+        made.set_word("layout_id", made.word("layout_id") ^ 1)
         with pytest.raises(LayoutMismatchError, match="same version"):
-            shmrec.attach(unattached.name, required=True)
-        opened.set_word("layout_id", known)
+            shmrec.attach(made.name, required=True)
 
 
 def test_wider_permissions_are_refused(unattached: shmrec.FlightRecorder) -> None:
@@ -647,6 +648,111 @@ def test_every_ring_taken_is_counted_and_warned_of_once(
     with open_segment(made.name, writable=False) as opened:
         assert opened.word("refused_full") == 1
         assert opened.words[ENTRY.word("pid", opened.geometry.entry(0))] == os.getpid()
+    made.stop()
+
+
+FORKED = (
+    "import os, sys, shmrec\n"
+    "shmrec.attach(sys.argv[1], required=True)\n"
+    "print('joined', flush=True)\n"
+    "child = os.fork()\n"
+    "if child:\n    os.waitpid(child, 0)\n    os._exit(0)\n"
+    "for _ in sys.stdin:\n    shmrec.instant('x')\n    print('told', flush=True)\n"
+)
+
+
+def test_a_fork_that_finds_no_ring_because_of_the_lock_is_counted(
+    flight: shmrec.FlightRecorder, script: Callable[..., Script]
+) -> None:
+    parent = script(FORKED, flight.name)
+    assert parent.line() == "joined"
+    with open_segment(flight.name) as opened:
+        with opened.locked():
+            for _ in range(3):
+                parent.say()
+                assert parent.line() == "told"
+            assert opened.word("refused_busy") == opened.refused() == 1
+        # Once it has a ring, what it could not record is counted there.
+        told = 0
+        while opened.refused():
+            parent.say()
+            assert parent.line() == "told"
+            told += 1
+        snapshot = shmrec.read(flight.snapshot())
+        (child,) = [p for p in snapshot.producers if p.losses.get("late")]
+        events = [each for each in snapshot.events() if each.producer == child.index]
+        assert len(events) + child.losses["late"] == 3 + told
+        assert len(events) >= 1
+    parent.end_input()
+
+
+def test_a_fork_that_ends_before_it_gets_a_ring_stays_counted(
+    flight: shmrec.FlightRecorder, script: Callable[..., Script]
+) -> None:
+    parent = script(FORKED, flight.name)
+    assert parent.line() == "joined"
+    with open_segment(flight.name) as opened:
+        with opened.locked():
+            parent.say()
+            assert parent.line() == "told"
+            parent.end_input()
+            parent.wait()
+        assert opened.word("refused_busy") == 1
+
+
+def test_who_is_refused_for_another_reason_then_is_not_counted_twice(
+    recording_name: str, tmp_path: Path, script: Callable[..., Script]
+) -> None:
+    made = shmrec.FlightRecorder(recording_name, directory=tmp_path, max_producers=1)
+    made.start()
+    made.recorder.detach()
+    parent = script(FORKED, made.name)
+    assert parent.line() == "joined"
+    with open_segment(made.name) as opened:
+        with opened.locked():
+            parent.say()
+            assert parent.line() == "told"
+            assert opened.refused() == 1
+        while not opened.word("refused_full"):
+            parent.say()
+            assert parent.line() == "told"
+        assert opened.refused() == 1
+    parent.end_input()
+    parent.process.wait()
+    made.stop()
+
+
+def test_who_is_killed_as_it_claims_a_ring_does_not_keep_it_while_its_old_owner_lives(
+    recording_name: str, tmp_path: Path, script: Callable[..., Script]
+) -> None:
+    made = shmrec.FlightRecorder(recording_name, directory=tmp_path, max_producers=1)
+    made.start()
+    shmrec.attach(made.name, required=True).detach()
+    killed = script(
+        "import os, signal, sys\n"
+        "from shmrec import claim, recorder, segment\n"
+        "from shmrec.layout import EntryState\n"
+        "class Words:\n"
+        "    def __init__(self, words): self.words = words\n"
+        "    def __getitem__(self, at): return self.words[at]\n"
+        "    def __setitem__(self, at, value):\n"
+        "        self.words[at] = value\n"
+        "        if value == EntryState.CLAIMING and at in states:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "opened = segment.open_segment(sys.argv[1])\n"
+        "states = [claim.ENTRY.word('state', opened.geometry.entry(0))]\n"
+        "opened.words = Words(opened.words)\n"
+        "recorder.Recorder().join(opened, '')\n",
+        made.name,
+    )
+    assert killed.wait() == -signal.SIGKILL
+    with open_segment(made.name, writable=False) as opened:
+        entry = opened.geometry.entry(0)
+        assert opened.words[ENTRY.word("state", entry)] == EntryState.CLAIMING
+        assert opened.words[ENTRY.word("pid", entry)] == os.getpid()
+    again = shmrec.attach(made.name, required=True)
+    assert again.attached
+    again.detach()
     made.stop()
 
 

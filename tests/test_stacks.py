@@ -720,6 +720,30 @@ def test_a_forked_child_writes_nothing_into_its_parents_area(memory: Segment, st
     assert fatal_stack(memory, entry_of(memory, child)) is not None
 
 
+@pytest.mark.skipif(EXTENSION is None, reason="there is no extension")
+def test_nor_does_one_that_c_code_forked(memory: Segment, start: Start) -> None:
+    parent = start(
+        "import ctypes\njoin()\nfork = ctypes.PyDLL(None).fork\n"
+        "child = fork()\n"
+        "if not child:\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "say(os.waitpid(child, 0)[1] & 0x7F)\n"
+        "child = fork()\n"
+        "if not child:\n    shmrec.instant('first')\n    say(os.getpid())\n"
+        "    sys.stdin.readline()\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "say(os.waitpid(child, 0)[1] & 0x7F)" + STAY
+    )
+    assert parent.line() == "11"
+    assert fatal_stack(memory, entry_of(memory, parent.pid)) is None
+    child = int(parent.line())
+    wait_until(lambda: entry_of(memory, child).stacks == ALL)
+    assert ask(memory, child).text
+    assert ask(memory, parent.pid).text
+    parent.say()
+    assert parent.line() == "11"
+    assert fatal_stack(memory, entry_of(memory, parent.pid)) is None
+    assert fatal_stack(memory, entry_of(memory, child)) is not None
+
+
 def test_a_child_with_two_recordings_leaves_them_where_it_says(
     memory: Segment, start: Start, recording_name: str
 ) -> None:
