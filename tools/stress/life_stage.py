@@ -253,6 +253,8 @@ class Stage:
             # Where many die at once, every ring may be evidence until it is on disk.
             if segment.word("refused_full"):
                 self.tally.count("times that no ring was free", segment.word("refused_full"))
+            busy = segment.word("refused_busy")
+            self.tally.count("processes that found the lock held to their end", busy)
             geometry = segment.geometry
             self.tally.count(
                 "producers",
