@@ -1,17 +1,19 @@
 """What a segment says of itself, checked before anything else in it is believed.
 
-Runs in every process, when it opens a segment. Nothing here opens or maps.
+Runs in every process, when it creates or opens a segment. Nothing here opens or maps.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 
-from shmrec import layout
+from shmrec import layout, process
 from shmrec.errors import CutShortError, LayoutMismatchError
 from shmrec.layout import Geometry
 
-__all__ = ["checked_geometry"]
+__all__ = ["checked_geometry", "texts", "words"]
 
 
 def checked_geometry(name: str, word: Callable[[str], int], size: int) -> Geometry:
@@ -54,3 +56,33 @@ def checked_geometry(name: str, word: Callable[[str], int], size: int) -> Geomet
             "they hold"
         )
     return geometry
+
+
+def words(geometry: Geometry, keep_size: int, keep_period_ns: int) -> dict[str, int]:
+    """The control block's words of a new segment; its magic, which makes it whole, apart."""
+    return {
+        "layout_version": layout.LAYOUT_VERSION,
+        "layout_id": layout.LAYOUT_ID,
+        "byte_order": layout.BYTE_ORDER,
+        "segment_size": geometry.segment_size,
+        "producers": geometry.producers,
+        "slot_size": geometry.slot_size,
+        "slots": geometry.slots,
+        "requests_offset": geometry.requests_offset,
+        "table_offset": geometry.table_offset,
+        "rings_offset": geometry.rings_offset,
+        "stacks_offset": geometry.stacks_offset,
+        "stack_size": geometry.stack_size,
+        "uid": os.geteuid(),
+        "pid_namespace": process.pid_namespace(),
+        "created_mono_ns": time.monotonic_ns(),
+        "created_wall_ns": time.time_ns(),
+        "keep_size": keep_size,
+        "keep_period_ns": keep_period_ns,
+        "generation": 1,
+    }
+
+
+def texts(name: str) -> dict[str, bytes]:
+    """The control block's other fields of a new segment."""
+    return {"boot_id": process.boot_id(), "run_id": os.urandom(16), "name": name.encode()}

@@ -1,8 +1,8 @@
-"""The only place that opens shared memory: create, open, check, lock, list, remove.
+"""The only place that maps what others share: create, open, lock.
 
 Runs in every process. A segment is either POSIX shared memory named ``/shmrec.<recording>``
-or a file given by path. Nothing in it is believed before its owner, mode, size and geometry
-have been checked; no link is followed.
+or a file given by path. Nothing in it is believed before its owner, mode (`access`), size and
+geometry (`header`) have been checked.
 
 The lock is a POSIX record lock (``lockf``) on the segment itself, not ``flock``: a child that
 was forked after its parent gave up root cannot open the segment again, and on the inherited
@@ -18,27 +18,22 @@ import errno
 import fcntl
 import mmap
 import os
-import stat as stat_module
 import time
 from _thread import RLock
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-import posix_ipc
-
-from shmrec import cuts, fence, layout, process
+from shmrec import cuts, fence, header, layout, process
+from shmrec.access import open_checked
 from shmrec.errors import (
     CutShortError,
     LockedError,
-    NoSuchRecordingError,
     SegmentError,
     SpaceError,
     UnfinishedSegmentError,
-    WrongOwnerError,
 )
-from shmrec.header import checked_geometry
 from shmrec.layout import CONTROL, TRIGGERS, Geometry, SegmentState
-from shmrec.naming import DIRECTORY, check_name, remove, shm_name, shm_path
+from shmrec.naming import DIRECTORY, check_name, remove, shm_path
 
 __all__ = [
     "Segment",
@@ -55,8 +50,6 @@ LOCK_SECONDS: Final = 10.0
 _LOCK_POLL_SECONDS: Final = 0.001
 _COUNTING_SECONDS: Final = 0.02
 _COPIED_AT_ONCE: Final = 1 << 20
-
-_LINK: Final = "is a symbolic link: name the file itself, or have the link removed"
 
 _closing = RLock()
 
@@ -143,6 +136,11 @@ class Segment:
     def field(self, name: str) -> bytes:
         """The bytes of one of the control block's fields."""
         return bytes(self.view[CONTROL.bytes_at(name)])
+
+    def set_field(self, name: str, raw: bytes) -> None:
+        """Store one of the control block's fields, NUL padded."""
+        where = CONTROL.bytes_at(name)
+        self.view[where] = raw.ljust(where.stop - where.start, b"\0")
 
     @property
     def recorded_name(self) -> str:
@@ -303,68 +301,6 @@ def _text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
-def _open_fd(name: str, path: str | None, writable: bool, create: bool) -> int:
-    """A descriptor, close-on-exec, of an object that was checked to be ours alone."""
-    place = path or shm_path(name)
-    if not create:
-        # Before it is opened: a pipe that somebody put there would keep us waiting, and of what
-        # may not be opened one would not learn whose it is.
-        with contextlib.suppress(OSError):
-            _check_owner(name, place, os.stat(place, follow_symlinks=False), reading=not writable)
-    try:
-        if path is not None:
-            flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK
-            flags |= os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
-            fd = os.open(path, flags, 0o600)
-        else:
-            # posix_ipc opens for writing unless told to open read-only.
-            flags = posix_ipc.O_CREX if create else 0
-            memory = posix_ipc.SharedMemory(
-                shm_name(name), flags, mode=0o600, read_only=not writable
-            )
-            fd = memory.fd
-    except (posix_ipc.ExistentialError, FileNotFoundError, FileExistsError) as error:
-        if create:
-            raise FileExistsError(name) from error
-        raise NoSuchRecordingError(
-            f"no recording {name!r}: start one with `shmrec-collect {name}`, or see "
-            "`shmrec-dump list`"
-        ) from error
-    except (posix_ipc.PermissionsError, PermissionError) as error:
-        raise WrongOwnerError(
-            f"recording {name!r} may not be opened by user {os.geteuid()}: run as its owner"
-        ) from error
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise WrongOwnerError(f"{place} {_LINK}") from error
-        if error.errno == errno.ENOSPC:
-            raise SpaceError(f"no room for recording {name!r} in {path or DIRECTORY}") from error
-        raise SegmentError(f"cannot open recording {name!r}: {error}") from error
-    try:
-        _check_owner(name, place, os.fstat(fd), reading=not writable)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _check_owner(name: str, place: str, found: os.stat_result, reading: bool) -> None:
-    if stat_module.S_ISLNK(found.st_mode):
-        raise WrongOwnerError(f"{place} {_LINK}")
-    if not stat_module.S_ISREG(found.st_mode):
-        raise SegmentError(f"recording {name!r} is not a regular file: see {place}")
-    if found.st_uid != os.geteuid() and not (reading and os.geteuid() == 0):
-        raise WrongOwnerError(
-            f"recording {name!r} belongs to user {found.st_uid}, not {os.geteuid()}: refused; "
-            f"choose another name, or have {place} removed"
-        )
-    if found.st_mode & 0o077:
-        raise WrongOwnerError(
-            f"recording {name!r} has mode {found.st_mode & 0o777:o}, others may open it: refused; "
-            "if it is yours, chmod it to 600"
-        )
-
-
 def create(
     name: str,
     geometry: Geometry,
@@ -381,7 +317,7 @@ def create(
     not fit.
     """
     check_name(name)
-    fd = _open_fd(name, path, writable=True, create=True)
+    fd = open_checked(name, path, writable=True, create=True)
     try:
         # umask may have taken bits away; a reader insists on exactly the owner's.
         os.fchmod(fd, 0o600)
@@ -395,7 +331,10 @@ def create(
         with segment.locked():
             segment.reserve(0, geometry.rings_offset)
             segment.geometry = geometry
-            _fill(segment, geometry, keep_size, keep_period_ns)
+            for field, value in header.words(geometry, keep_size, keep_period_ns).items():
+                segment.set_word(field, value)
+            for field, raw in header.texts(name).items():
+                segment.set_field(field, raw)
             if collected:
                 segment.take_over()
             fence.release()
@@ -405,40 +344,6 @@ def create(
         remove(name, path)
         raise
     return segment
-
-
-def _fill(segment: Segment, geometry: Geometry, keep_size: int, keep_period_ns: int) -> None:
-    values: dict[str, int] = {
-        "layout_version": layout.LAYOUT_VERSION,
-        "layout_id": layout.LAYOUT_ID,
-        "byte_order": layout.BYTE_ORDER,
-        "segment_size": geometry.segment_size,
-        "producers": geometry.producers,
-        "slot_size": geometry.slot_size,
-        "slots": geometry.slots,
-        "requests_offset": geometry.requests_offset,
-        "table_offset": geometry.table_offset,
-        "rings_offset": geometry.rings_offset,
-        "stacks_offset": geometry.stacks_offset,
-        "stack_size": geometry.stack_size,
-        "uid": os.geteuid(),
-        "pid_namespace": process.pid_namespace(),
-        "created_mono_ns": time.monotonic_ns(),
-        "created_wall_ns": time.time_ns(),
-        "keep_size": keep_size,
-        "keep_period_ns": keep_period_ns,
-        "generation": 1,
-    }
-    for field, value in values.items():
-        segment.set_word(field, value)
-    texts = {
-        "boot_id": process.boot_id(),
-        "run_id": os.urandom(16),
-        "name": segment.name.encode(),
-    }
-    for field, raw in texts.items():
-        where = CONTROL.bytes_at(field)
-        segment.view[where] = raw.ljust(where.stop - where.start, b"\0")
 
 
 def open_segment(name: str, path: str | None = None, *, writable: bool = True) -> Segment:
@@ -451,7 +356,7 @@ def open_segment(name: str, path: str | None = None, *, writable: bool = True) -
         check_name(name)
     deadline = time.monotonic() + _READY_SECONDS
     while True:
-        fd = _open_fd(name, path, writable, create=False)
+        fd = open_checked(name, path, writable, create=False)
         try:
             whole = os.fstat(fd).st_size >= CONTROL.size
             # Read, not looked at: until its creator has reserved them its pages are holes, and to
@@ -478,7 +383,7 @@ def open_segment(name: str, path: str | None = None, *, writable: bool = True) -
         time.sleep(0.01)
     try:
         fence.acquire()
-        segment.geometry = checked_geometry(name, segment.word, len(segment.view))
+        segment.geometry = header.checked_geometry(name, segment.word, len(segment.view))
     except CutShortError:
         if writable:
             segment.close()
@@ -505,7 +410,7 @@ def _remnant(cut: Segment) -> Segment:
         raise SegmentError(f"cannot map recording {cut.name!r}: {error.strerror}") from error
     try:
         # Of the copy, which nobody can change any more.
-        found.geometry = checked_geometry(found.name, found.word, size)
+        found.geometry = header.checked_geometry(found.name, found.word, size)
     except BaseException:
         found.close()
         raise

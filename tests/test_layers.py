@@ -23,8 +23,8 @@ LEVELS = (
         "log",
     ),
     ("layout", "values", "cgroup", "syscalls", "stack_text", "own_memory", "folder"),
-    ("process", "naming", "header", "threads", "frames", "exceptions", "kills", "triggers"),
-    ("_native", "unhandled"),
+    ("process", "naming", "threads", "frames", "exceptions", "kills", "triggers"),
+    ("_native", "unhandled", "access", "header"),
     ("extension",),
     ("fence", "guarded", "ignored", "cuts"),
     ("segment",),
@@ -113,7 +113,7 @@ OTHER_THIRD_PARTIES = ("commands.*", "exports.*", "integrations.*")
 # The writer maps its private fork guard, and the doctor looks whether it can; only the segment
 # maps what others share, and `guarded`, by an address that no Python object knows, a stack area.
 MMAP = {"segment", "guarded", "writer", "commands.verbs.doctor"}
-SHARED_MEMORY = {"segment"}
+SHARED_MEMORY = {"access"}
 
 TOO_HEAVY_FOR_A_PRODUCER = {
     "asyncio",
