@@ -251,6 +251,18 @@ def test_work_is_bounded_and_who_had_no_turn_is_first_at_the_next_look(
     assert looks == [[0, 1], [2, 3], []]
 
 
+def test_of_many_open_spans_the_oldest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookout, "_SPANS", 3)
+    place = Place("slow_span 5s")
+    for number in range(10):
+        place.record.begin(f"span-{number}")
+        place.pass_time(0.1)
+    [seen] = (place.look(0), place.lookout._seen.values())[1]
+    assert [each.name for each in seen.spans] == ["span-0", "span-1", "span-2"]
+    [finding] = place.look(4.2)
+    assert "span-0" in finding
+
+
 def test_nothing_is_decoded_of_who_recorded_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place("slow_span 5s")
     place.record.begin("x")

@@ -226,3 +226,14 @@ def test_the_lock_excludes_a_forked_child_on_the_inherited_descriptor(made: Segm
             except SegmentError:
                 os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_closing_twice_closes_no_descriptor_of_somebody_else(recording_name: str) -> None:
+    made = create(recording_name, Geometry.of(0, 1), keep_size=1 << 20, keep_period_ns=10**10)
+    number = made.fd
+    made.close()
+    taken = os.open(os.devnull, os.O_RDONLY)
+    assert taken == number
+    made.close()
+    os.fstat(taken)
+    os.close(taken)
