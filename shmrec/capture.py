@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from shmrec import fence, folder, ledger, process, store
+from shmrec import fence, folder, hidden, ledger, process, store
 from shmrec.checksum import crc32
 from shmrec.copying import Room, copy_ring
 from shmrec.errors import RecordingNameError, ShmrecError, SnapshotWriteError
@@ -203,7 +203,7 @@ def _write(
         )
     )
     folder.prepare(order.directory)
-    with store.Unfinished(order.directory) as unfinished:
+    with hidden.Unfinished(order.directory) as unfinished:
         try:
             writer = FileWriter(unfinished.file, crc32)
             writer.header(header)

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from shmrec import alarms, capture, cuts, fence, ledger, naming, requests, store
+from shmrec import alarms, capture, cuts, fence, hidden, ledger, naming, requests, store
 from shmrec.alarms import Alarms
 from shmrec.capture import CUT_SHORT, CaptureStopped, Order
 from shmrec.control_block import ControlBlock
@@ -239,7 +239,7 @@ class Collector:
             self._alarms.count_held_back()
             if now >= self._next_sweep:
                 self._next_sweep = now + _SWEEP_NS
-                store.sweep(self.settings.directory)
+                hidden.sweep(self.settings.directory)
         self._serve()
         live = [watched.index for watched in self.roster.living()]
         self._alarms.look_around(live, time.monotonic_ns())
@@ -385,7 +385,7 @@ class Collector:
             # One file each: its requester removes it as soon as it has it open.
             stacks = self._stacks_for([request])
             plan = Plan(REQUEST, request.reason, requests=[request], stacks=stacks)
-            self._answer(plan, store.hidden_names)
+            self._answer(plan, hidden.hidden_names)
 
     def _answer(self, plan: Plan, names: Callable[[], Iterator[str]] | None = None) -> None:
         try:

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import msgpack
 
-from shmrec import layout, store
+from shmrec import hidden, layout, store
 from shmrec.checksum import crc32
 from shmrec.decoder import MALFORMED, decode
 from shmrec.errors import DamagedFileError, SnapshotWriteError, WrongOwnerError
@@ -86,7 +86,7 @@ def scrub(
         store.check_free(output)
     target = source if output is None else output
     scrubber = _Scrubber(read(source, watch), rules, target)
-    with store.Unfinished(target.parent.resolve()) as unfinished:
+    with hidden.Unfinished(target.parent.resolve()) as unfinished:
         try:
             scrubber.write(FileWriter(unfinished.file, crc32))
             os.fchmod(unfinished.file.fileno(), 0o600)

@@ -24,7 +24,7 @@ LEVELS = (
     ),
     ("layout", "values", "cgroup", "syscalls", "stack_text", "own_memory", "folder"),
     ("process", "naming", "header", "threads", "frames", "exceptions", "kills", "triggers"),
-    ("_native", "unhandled"),
+    ("_native", "unhandled", "hidden"),
     ("extension",),
     ("fence", "guarded", "ignored", "cuts"),
     ("segment",),
