@@ -19,6 +19,7 @@ from shmrec import fence, folder, hidden, ledger, process, store
 from shmrec.checksum import crc32
 from shmrec.copying import Room, copy_ring
 from shmrec.errors import RecordingNameError, ShmrecError, SnapshotWriteError
+from shmrec.file_writer import FileWriter
 from shmrec.generation import Evidence, Flush, Flushes, Sight
 from shmrec.keeping import oldest_kept, reached_by
 from shmrec.layout import EntryState
@@ -27,7 +28,6 @@ from shmrec.naming import check_name
 from shmrec.owners import Owner, Owners
 from shmrec.ring import Entry, Head, RingReader, readers
 from shmrec.segment import Segment
-from shmrec.snapshot_file import FileWriter
 from shmrec.stack_area import fatal_stack
 
 __all__ = ["CaptureStopped", "Order", "take", "take_cold"]

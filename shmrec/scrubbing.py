@@ -34,10 +34,11 @@ from shmrec.checksum import crc32
 from shmrec.decoder import MALFORMED, decode
 from shmrec.errors import DamagedFileError, SnapshotWriteError, WrongOwnerError
 from shmrec.events import COUNTER, KINDS, NAME
+from shmrec.file_writer import FileWriter
 from shmrec.manifest import Header, Producer
 from shmrec.redaction import MARK, Patterns, Rules, Values, argument_name
 from shmrec.ring import Batch
-from shmrec.snapshot_file import FileWriter, Snapshot, Watch, read
+from shmrec.snapshot_file import Snapshot, Watch, read
 
 __all__ = ["Scrubbed", "scrub"]
 

@@ -41,7 +41,7 @@ LEVELS = (
         "stillness",
         "frame_values",
     ),
-    ("_engine", "words"),
+    ("_engine", "words", "file_writer"),
     (
         "claim",
         "keeping",

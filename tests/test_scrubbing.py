@@ -18,12 +18,13 @@ from shmrec.commands.jsonform import event_object
 from shmrec.decoder import Event, decode
 from shmrec.errors import DamagedFileError, SnapshotWriteError, WrongOwnerError
 from shmrec.events import BEGIN, COUNTER, END, EXCEPTION, INSTANT, KINDS, LOG, NAME, OPEN, THREAD
+from shmrec.file_writer import FileWriter
 from shmrec.frames import FrameWriter, frames
 from shmrec.manifest import Header, Producer, Stack
 from shmrec.redaction import DEFAULT_PATTERNS, MARK, Rules
 from shmrec.ring import Batch, Head
 from shmrec.scrubbing import scrub
-from shmrec.snapshot_file import FileWriter, read
+from shmrec.snapshot_file import read
 
 from .dumping import batch, dump, failure, write_file
 
