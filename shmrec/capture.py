@@ -18,6 +18,7 @@ from typing import Any, Final
 from shmrec import fence, folder, hidden, ledger, process, store
 from shmrec.checksum import crc32
 from shmrec.copying import Room, copy_ring
+from shmrec.entry import Entry
 from shmrec.errors import RecordingNameError, ShmrecError, SnapshotWriteError
 from shmrec.file_writer import FileWriter
 from shmrec.generation import Evidence, Flush, Flushes, Sight
@@ -26,7 +27,7 @@ from shmrec.layout import EntryState
 from shmrec.manifest import ENDED, Cause, Header, Producer, Stack
 from shmrec.naming import check_name
 from shmrec.owners import Owner, Owners
-from shmrec.ring import Entry, Head, RingReader, readers
+from shmrec.ring import Head, RingReader, readers
 from shmrec.segment import Segment
 from shmrec.stack_area import fatal_stack
 

@@ -27,7 +27,7 @@ LEVELS = (
     ("_native", "unhandled", "hidden"),
     ("extension",),
     ("fence", "guarded", "ignored", "cuts"),
-    ("segment",),
+    ("segment", "entry"),
     ("wakeup", "ledger", "control_block", "batch", "decoder", "stacks"),
     ("manifest", "bulk", "merging"),
     (
