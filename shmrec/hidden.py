@@ -24,7 +24,7 @@ from shmrec import process
 from shmrec.durable import DurableFile
 from shmrec.errors import SnapshotWriteError
 
-__all__ = ["HIDDEN_PREFIX", "Unfinished", "hidden_names", "sweep", "take_transfer"]
+__all__ = ["HIDDEN_PREFIX", "Unfinished", "sweep", "take_transfer", "transfer_names"]
 
 HIDDEN_PREFIX: Final = ".shmrec-"
 _TRANSFER: Final = re.compile(r"\.shmrec-[0-9a-f]{16}\.transfer\Z")
@@ -179,7 +179,7 @@ def _partial_name() -> str:
     return f"{HIDDEN_PREFIX}{os.getpid()}-{time.monotonic_ns()}.partial"
 
 
-def hidden_names() -> Iterator[str]:
+def transfer_names() -> Iterator[str]:
     """Names for files that are handed over and removed at once; `sweep` knows their writer."""
     while True:
         yield f"{HIDDEN_PREFIX}{os.getpid():08x}{os.urandom(4).hex()}.transfer"

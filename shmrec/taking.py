@@ -185,7 +185,7 @@ class Snapshots:
             # One file each: its requester removes it as soon as it has it open.
             stacks = self._stacks_for([request])
             plan = Plan(REQUEST, request.reason, requests=[request], stacks=stacks)
-            self._answer(plan, hidden.hidden_names)
+            self._answer(plan, hidden.transfer_names)
 
     def _answer(self, plan: Plan, names: Callable[[], Iterator[str]] | None = None) -> None:
         try:

@@ -446,15 +446,15 @@ def test_a_scrubbed_file_stays_its_owners(theirs: Path) -> None:
 
 
 def test_only_a_file_of_ours_is_taken_as_handed_over(tmp_path: Path, theirs: Path) -> None:
-    pipe = tmp_path / next(hidden.hidden_names())
+    pipe = tmp_path / next(hidden.transfer_names())
     os.mkfifo(pipe)
     precious = tmp_path / "precious"
     precious.touch()
-    second = tmp_path / next(hidden.hidden_names())
+    second = tmp_path / next(hidden.transfer_names())
     os.link(precious, second)
     paths = [pipe, second]
     if os.geteuid() == 0:
-        paths.append(theirs / next(hidden.hidden_names()))
+        paths.append(theirs / next(hidden.transfer_names()))
         as_nobody(paths[-1].touch)
     for path in paths:
         with pytest.raises(SnapshotWriteError, match="is another's"):

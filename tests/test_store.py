@@ -265,8 +265,8 @@ def test_the_newest_is_the_last_written(tmp_path: Path) -> None:
 def test_what_killed_collectors_left_is_swept(tmp_path: Path) -> None:
     ours = tmp_path / f"{hidden.HIDDEN_PREFIX}{os.getpid()}-1.partial"
     dead = tmp_path / f"{hidden.HIDDEN_PREFIX}999999999-1.partial"
-    fresh = tmp_path / next(hidden.hidden_names())
-    abandoned = tmp_path / next(hidden.hidden_names())
+    fresh = tmp_path / next(hidden.transfer_names())
+    abandoned = tmp_path / next(hidden.transfer_names())
     # Handed over by a collector that was killed before anybody could take it.
     untaken = tmp_path / f"{hidden.HIDDEN_PREFIX}{0x7FFFFFFF:08x}12345678.transfer"
     for path in (ours, dead, fresh, abandoned, untaken):
@@ -277,7 +277,7 @@ def test_what_killed_collectors_left_is_swept(tmp_path: Path) -> None:
 
 
 def test_only_what_was_handed_over_is_taken(tmp_path: Path) -> None:
-    path = write(tmp_path, next(hidden.hidden_names()))
+    path = write(tmp_path, next(hidden.transfer_names()))
     with hidden.take_transfer(path) as file:
         assert file.read() == b"content"
     assert not path.exists()
@@ -285,7 +285,7 @@ def test_only_what_was_handed_over_is_taken(tmp_path: Path) -> None:
     precious.touch()
     with pytest.raises(SnapshotWriteError, match="not a snapshot that was handed over"):
         hidden.take_transfer(precious)
-    link = tmp_path / next(hidden.hidden_names())
+    link = tmp_path / next(hidden.transfer_names())
     link.symlink_to(precious)
     with pytest.raises(OSError, match="symbolic"):
         hidden.take_transfer(link)
