@@ -15,19 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from shmrec import fence, folder, ledger, process, store
+from shmrec import fence, folder, hidden, ledger, process, store
 from shmrec.checksum import crc32
 from shmrec.copying import Room, copy_ring
+from shmrec.entry import Entry
 from shmrec.errors import RecordingNameError, ShmrecError, SnapshotWriteError
+from shmrec.file_writer import FileWriter
 from shmrec.generation import Evidence, Flush, Flushes, Sight
 from shmrec.keeping import oldest_kept, reached_by
 from shmrec.layout import EntryState
 from shmrec.manifest import ENDED, Cause, Header, Producer, Stack
 from shmrec.naming import check_name
 from shmrec.owners import Owner, Owners
-from shmrec.ring import Entry, Head, RingReader, readers
+from shmrec.ring import Head, RingReader, readers
 from shmrec.segment import Segment
-from shmrec.snapshot_file import FileWriter
 from shmrec.stack_area import fatal_stack
 
 __all__ = ["CaptureStopped", "Order", "take", "take_cold"]
@@ -203,7 +204,7 @@ def _write(
         )
     )
     folder.prepare(order.directory)
-    with store.Unfinished(order.directory) as unfinished:
+    with hidden.Unfinished(order.directory) as unfinished:
         try:
             writer = FileWriter(unfinished.file, crc32)
             writer.header(header)

@@ -1,14 +1,12 @@
 """The collector: a service process of its own, one per recording.
 
-One loop: generation tick, requests, deaths, triggers, quota. It is the only writer of
-``generation`` and of the other words marked "collector" in `layout`; it holds nothing that a
-producer waits for, and killing it loses nothing: the segment stays, and another collector adopts
-it.
+One loop: generation tick, requests, deaths, triggers; the snapshots that come of them are taken in
+`taking`. It is the only writer of ``generation`` and of the other words marked "collector" in
+`layout`; it holds nothing that a producer waits for, and killing it loses nothing: the segment
+stays, and another collector adopts it.
 
 Invariants:
 
-- A death's ring is marked settled, and so free to be claimed again, only after a snapshot
-  that holds it has its final name on disk.
 - A segment with a death that is not on disk yet is never removed.
 - A stop is obeyed within a second, also in the middle of a snapshot.
 - Whatever somebody scribbles in the memory, or cuts off it, the loop goes on or ends in order.
@@ -23,35 +21,28 @@ import select
 import signal
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Final
 
-from shmrec import alarms, capture, cuts, fence, ledger, naming, requests, store
-from shmrec.alarms import Alarms
-from shmrec.capture import CUT_SHORT, CaptureStopped, Order
+from shmrec import alarms, cuts, fence, hidden, ledger, naming, requests
+from shmrec.capture import CUT_SHORT
 from shmrec.control_block import ControlBlock
-from shmrec.deaths import HOST, UNKNOWN, Watched
-from shmrec.errors import CutShortError, SegmentError, ShmrecError
-from shmrec.incidents import REQUEST, Plan
-from shmrec.layout import SegmentState, Stacks, Status, Verb
-from shmrec.manifest import Stack
+from shmrec.deaths import HOST, UNKNOWN
+from shmrec.errors import CutShortError, SegmentError
+from shmrec.incidents import Plan
+from shmrec.layout import SegmentState, Status, Verb
 from shmrec.roster import Roster
 from shmrec.segment import Segment
-from shmrec.stack_area import Asking, take_stacks
 from shmrec.takeover import Settings
+from shmrec.taking import Snapshots, on_one_line
 from shmrec.wakeup import open_wakeup, refused, remove_wakeup, wake, watch_wakeup
 
 __all__ = ["Collector", "spare_signals"]
-
-Taken = dict[tuple[int, int], list[Stack]]
 
 _TICK_NS: Final = 1_000_000_000
 _SWEEP_NS: Final = 60_000_000_000
 _SCRIBBLING_NS: Final = 60_000_000_000
 """A scribbler that goes on is spoken of that often."""
-_LAST_DEADLINE_NS: Final = 200_000_000
 _LAST_LOCK_SECONDS: Final = 0.2
 _UNUSED_SECONDS: Final = 60.0
 _FAILURES: Final = 20
@@ -82,14 +73,6 @@ def _prepare_for_many() -> None:
     fence.barrier()
 
 
-def _told(error: Exception) -> str:
-    """What went wrong on one line; and where, if it was not foreseen."""
-    if isinstance(error, ShmrecError):
-        return str(error)
-    trace = traceback.format_exception(error)[-2:]
-    return f"unexpected: {' '.join(' '.join(trace).split())}"
-
-
 class Collector:
     """Serves one recording until told to stop, or until nobody is left (`Settings.linger`)."""
 
@@ -100,7 +83,10 @@ class Collector:
         self.roster = Roster(segment)
         self._control = ControlBlock(segment)
         self._next_word_of_scribbling = 0
-        self._alarms = Alarms(segment, settings, self.roster.readers, self._stacks_of)
+        self._snapshots = Snapshots(
+            segment, settings, self.roster, self._control, stopping=lambda: self.stopping
+        )
+        self._alarms = self._snapshots.alarms
         _prepare_for_many()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup = open_wakeup(segment, create=True)
@@ -191,7 +177,7 @@ class Collector:
             self._failures += 1
             if self._failures >= _FAILURES:
                 raise
-            self.settings.log(f"{_told(error)}; going on")
+            self.settings.log(f"{on_one_line(error)}; going on")
             time.sleep(_FAILURE_SECONDS)
 
     def _look_at_memory(self) -> None:
@@ -214,12 +200,12 @@ class Collector:
             self.roster.look(time.monotonic_ns())
             if self.roster.anybody() or self.roster.deaths or self.roster.ever_attached:
                 plan = Plan("recover", CUT_SHORT)
-                kept = f"are left, what they hold is in {self._snapshot(plan, last=True)}"
+                kept = f"are left, what they hold is in {self._snapshots.take(plan, last=True)}"
             else:
                 kept = "are left, and nobody had recorded anything"
         except Exception as error:
             raise CutShortError(
-                f"{lost} are left in memory and could not be kept: {_told(error)}; "
+                f"{lost} are left in memory and could not be kept: {on_one_line(error)}; "
                 f"`shmrec-dump recover {name}` reads them"
             ) from error
         if segment.linked():
@@ -239,11 +225,11 @@ class Collector:
             self._alarms.count_held_back()
             if now >= self._next_sweep:
                 self._next_sweep = now + _SWEEP_NS
-                store.sweep(self.settings.directory)
+                hidden.sweep(self.settings.directory)
         self._serve()
         live = [watched.index for watched in self.roster.living()]
         self._alarms.look_around(live, time.monotonic_ns())
-        self._take_what_is_due()
+        self._snapshots.take_due()
 
     def _deserted(self) -> bool:
         linger = self.settings.linger
@@ -251,107 +237,6 @@ class Collector:
             return False
         silence = time.monotonic() - self.roster.last_alive
         return silence > (linger if self.roster.ever_attached else max(linger, _UNUSED_SECONDS))
-
-    # Snapshots.
-
-    def _stacks_of(self, suspects: Iterable[int] = ()) -> Taken:
-        """The stacks of the producers in those rings, or of all where that was configured."""
-        everybody, wished = self.settings.stacks == "all", set(suspects)
-        return self._take_stacks(lambda watched: everybody or watched.index in wished)
-
-    def _stacks_for(self, asked: Iterable[requests.Request]) -> Taken:
-        """Those that people ask for."""
-        wishes = [request.argument for request in asked]
-        everybody = any(kind == Stacks.ALL for kind, _ in wishes)
-        pids = {pid for kind, pid in wishes if kind == Stacks.ONE}
-        return self._take_stacks(lambda watched: everybody or watched.pid in pids)
-
-    def _take_stacks(self, wanted: Callable[[Watched], bool]) -> Taken:
-        chosen = [watched for watched in self.roster.living() if wanted(watched)]
-        entries = ((each, self.roster.readers[each.index].entry()) for each in chosen)
-        asking = [
-            Asking(entry, each.pidfd)
-            for each, entry in entries
-            # What an entry says of signals is of its owner, who may be another one by now.
-            if (entry.incarnation, entry.pid) == (each.incarnation, each.pid)
-        ]
-        return take_stacks(self.segment, asking, stop=lambda: self.stopping)
-
-    def _take_what_is_due(self, *, last: bool = False) -> None:
-        plan = self._alarms.due(self.roster.deaths, last=last)
-        if plan is None:
-            return
-        for death in plan.deaths:
-            self.settings.log(f"{death.describe()}")
-        text, status = "", Status.DONE
-        try:
-            if plan.trigger == "death" and not plan.refusal:
-                # Those that were taken when a trigger fired are what it is about.
-                plan.stacks = self._stacks_of() | plan.stacks
-            if plan.refusal:
-                self.settings.log(f"no snapshot of {plan.reason}: {plan.refusal}")
-            else:
-                text = str(self._snapshot(plan, last=last))
-        except CaptureStopped:
-            return
-        except Exception as error:
-            # Also what was not foreseen: whoever waits is answered, and deaths are tried later.
-            self._alarms.failed(plan)
-            text, status = _told(error), Status.FAILED
-            self.settings.log(f"no snapshot of {plan.reason}: {text}")
-        else:
-            self._alarms.done(plan)
-            self.roster.bury(plan.deaths)  # step: bury
-        for request in plan.requests:
-            requests.answer(self.segment, request, text, status)
-
-    def _snapshot(
-        self,
-        plan: Plan,
-        *,
-        names: Callable[[], Iterator[str]] | None = None,
-        last: bool = False,
-    ) -> Path:
-        deadline = int(self.settings.deadline * 1e9)
-        path = capture.take(
-            self.segment,
-            Order(
-                directory=self.settings.directory,
-                reason=plan.reason,
-                trigger=plan.trigger,
-                size=self._control.keep_size,
-                period_ns=self._control.keep_period_ns,
-                flushes=self.settings.flushes,
-                deadline_ns=min(deadline, _LAST_DEADLINE_NS) if last else deadline,
-                requests=[{"pid": ask.pid, "reason": ask.reason} for ask in plan.requests],
-                causes=self.roster.causes(),
-                details=self.roster.details,
-                stacks=plan.stacks,
-                extra=self._alarms.facts(plan),
-                names=names,
-                stop=bool if last else lambda: self.stopping,
-                warn=self.settings.log,
-            ),
-        )
-        self.segment.bump("snapshots")  # step: counted
-        if names is None:
-            if plan.trigger != REQUEST:
-                # Who asks for one is told its path; of these nobody else speaks.
-                self.settings.log(f"snapshot ({plan.reason}): {path}")
-            self._enforce_quota(path)
-        return path
-
-    def _enforce_quota(self, latest: Path) -> None:
-        try:
-            store.enforce_quota(
-                self.settings.directory,
-                count=self.settings.quota_count,
-                size=self.settings.quota_bytes,
-                latest=latest,
-            )
-        except Exception as error:
-            # The snapshot is on disk all the same: it must not be taken again because of this.
-            self.settings.log(f"old snapshots could not be removed: {_told(error)}")
 
     def _serve(self) -> None:
         """Answer the requests that wait; those for snapshots share one."""
@@ -376,25 +261,7 @@ class Collector:
                 requests.answer(
                     self.segment, request, f"unknown request {request.verb}", Status.FAILED
                 )
-        if kept:
-            reason = kept[0].reason or "requested"
-            more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
-            stacks = self._stacks_for(kept)
-            self._answer(Plan(REQUEST, reason + more, requests=kept, stacks=stacks))
-        for request in handed:
-            # One file each: its requester removes it as soon as it has it open.
-            stacks = self._stacks_for([request])
-            plan = Plan(REQUEST, request.reason, requests=[request], stacks=stacks)
-            self._answer(plan, store.hidden_names)
-
-    def _answer(self, plan: Plan, names: Callable[[], Iterator[str]] | None = None) -> None:
-        try:
-            text, status = str(self._snapshot(plan, names=names)), Status.DONE
-        except Exception as error:
-            text, status = _told(error), Status.FAILED
-            self.settings.log(f"no snapshot: {text}")
-        for request in plan.requests:
-            requests.answer(self.segment, request, text, status)
+        self._snapshots.take_asked(kept, handed)
 
     # The end.
 
@@ -407,7 +274,7 @@ class Collector:
         self.roster.look(time.monotonic_ns())
         for death in self.roster.deaths:
             death.cause = death.cause or UNKNOWN
-        self._take_what_is_due(last=True)
+        self._snapshots.take_due(last=True)
         segment = self.segment
         with contextlib.ExitStack() as held:
             # Without the lock, whoever attaches now learns at its first event that it is over.

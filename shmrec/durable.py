@@ -1,6 +1,6 @@
 """A file that is to be on disk soon: written in bunches, while the disk is already at work.
 
-Runs in the collector and in tools, below `store`. Nothing here makes a file durable, that
+Runs in the collector and in tools, below `hidden`. Nothing here makes a file durable, that
 takes an fsync; it only leaves the fsync little to do.
 
 Invariant: what is written is written whole, or OSError is raised.

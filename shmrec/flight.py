@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from shmrec import layout, process, recorder, requests, store
+from shmrec import hidden, layout, process, recorder, requests, store
 from shmrec.errors import (
     AlreadyStartedError,
     CollectorError,
@@ -206,7 +206,7 @@ class FlightRecorder:
                 timeout=SNAPSHOT_SECONDS,
             )
             directory = self._directory or store.default_directory()
-            with store.take_transfer(Path(path), directory) as source:
+            with hidden.take_transfer(Path(path), directory) as source:
                 return _copy(source, file)
 
     def snapshot(self, reason: str = "", *, stacks: bool | int = False) -> Path:

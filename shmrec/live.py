@@ -12,10 +12,11 @@ from typing import Final
 from shmrec import process
 from shmrec.decoder import OpenSpan
 from shmrec.ending import SPANS, SPANS_IN_ALL, Ending, find_ending
+from shmrec.entry import Entry
 from shmrec.errors import NoSuchRecordingError, ShmrecError, UnfinishedSegmentError
 from shmrec.layout import EntryState, SegmentState
 from shmrec.naming import names
-from shmrec.ring import Entry, Head, RingReader, readers
+from shmrec.ring import Head, RingReader, readers
 from shmrec.segment import Segment, open_segment
 
 __all__ = [

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from shmrec.ring import Entry, Head, RingReader
+from shmrec.entry import Entry
+from shmrec.ring import Head, RingReader
 
 __all__ = ["Owner", "Owners"]
 

@@ -1,6 +1,7 @@
 """The read side of a ring: consistent copies of what a producer may be overwriting.
 
-Runs in the collector and in tools. The other half of the protocol is `batch` and `writer`.
+Runs in the collector and in tools. The other half of the protocol is `batch` and `writer`; whose
+the ring is stands in its `entry`.
 
 Invariants: nothing in the segment is believed before it has been checked against the
 geometry; a batch is handed out only if its slot still carried its number, and no newer batch
@@ -17,25 +18,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from shmrec import fence
-from shmrec.layout import (
-    COUNT_SHIFT,
-    ENGINES,
-    ENTRY,
-    LABEL_BYTES,
-    LOSSES,
-    LOST_AT_MOST,
-    SIZE_MASK,
-    SLOT,
-    WORD,
-    EntryState,
-    Geometry,
-    StackFlag,
-)
+from shmrec.entry import EntryReader
+from shmrec.layout import COUNT_SHIFT, ENTRY, SIZE_MASK, SLOT, WORD, Geometry
 
 if TYPE_CHECKING:
     from shmrec.segment import Segment  # what reads a ring needs no shared memory of its own
 
-__all__ = ["Batch", "BatchView", "Entry", "Head", "RingReader", "Scan", "readers"]
+__all__ = ["Batch", "BatchView", "Head", "RingReader", "Scan", "readers"]
 
 _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
     SLOT.word(name) for name in ("number", "generation", "start_ns", "committed", "first", "flags")
@@ -43,37 +32,6 @@ _NUMBER, _GENERATION, _START, _COMMITTED, _FIRST, _FLAGS = (
 _SCANNED: Final = (_GENERATION, _START, _COMMITTED, _FIRST, _FLAGS)
 _IMPLAUSIBLE: Final = 1 << 62
 _NOTHING: Final = -1
-_ALL_STACKS: Final = StackFlag.ASKED | StackFlag.FATAL | StackFlag.APPLICATION | StackFlag.POLITE
-
-
-@dataclass(slots=True)
-class Entry:
-    """A producer entry as it was at one moment. Times are CLOCK_MONOTONIC nanoseconds."""
-
-    index: int
-    incarnation: int
-    state: int
-    pid: int
-    start_ticks: int
-    attached_ns: int
-    detached_ns: int
-    engine: str
-    fenced: bool
-    identity: str
-    label: str
-    writing: int
-    opening: int
-    closed_generation: int
-    losses: dict[str, int]
-    settled: int
-    ended_ns: int
-    stacks: int
-    stack_signal: int
-
-    @property
-    def attached(self) -> bool:
-        """Whether the producer says it is still there."""
-        return self.state == EntryState.LIVE
 
 
 @dataclass(slots=True)
@@ -114,15 +72,11 @@ class Scan:
     damage: list[str] = field(default_factory=list)
 
 
-class RingReader:
+class RingReader(EntryReader):
     """Reads one producer's entry and ring; `words` and `view` index like the segment's."""
 
     def __init__(self, view: Any, words: Any, geometry: Geometry, index: int) -> None:
-        self._view = view
-        self._words = words
-        self._geometry = geometry
-        self.index: Final = index
-        self._entry: Final = geometry.entry(index)
+        super().__init__(view, words, geometry, index)
         self._opening: Final = ENTRY.word("opening", self._entry)
         # Once: a snapshot asks for them some thousand times.
         self._ring: Final = geometry.ring(index)
@@ -132,14 +86,6 @@ class RingReader:
         self._payload_size: Final = geometry.payload_size
         self._disbelieved = _NOTHING
         self._believed = 0
-
-    def _word(self, name: str) -> int:
-        word: int = self._words[ENTRY.word(name, self._entry)]
-        return word
-
-    def incarnation(self) -> int:
-        """How often the ring has been claimed; changes when another producer takes it."""
-        return self._word("incarnation")
 
     def progress(self) -> tuple[int, int, int]:
         """`writing`, `closed_generation`, and the newest batch's generation (0: none)."""
@@ -162,56 +108,6 @@ class RingReader:
         if not 0 < opening < _IMPLAUSIBLE:
             return 0, 0
         return opening, self._words[self._slot(opening) // WORD + _COMMITTED]
-
-    def entry(self) -> Entry:
-        """A copy of the producer's entry."""
-        view, at = self._view, self._entry
-        first = ENTRY.word("losses", at)
-        losses = self._words[first : first + len(LOSSES)]
-        engine = self._word("engine")
-        label = bytes(view[ENTRY.bytes_at("label", at)]).split(b"\0", 1)[0]
-        return Entry(
-            index=self.index,
-            incarnation=self._word("incarnation"),
-            state=self._word("state"),
-            pid=self._word("pid"),
-            start_ticks=self._word("start_ticks"),
-            attached_ns=self._word("attached_ns"),
-            detached_ns=self._word("detached_ns"),
-            engine=ENGINES[engine] if 0 < engine < len(ENGINES) else "unknown",
-            fenced=self._word("fenced") == 1,
-            identity=bytes(view[ENTRY.bytes_at("identity", at)]).hex(),
-            label=label[:LABEL_BYTES].decode("utf-8", "replace"),
-            writing=self._word("writing"),
-            opening=self._word("opening"),
-            closed_generation=self._word("closed_generation"),
-            losses={
-                cause: min(count, LOST_AT_MOST) for cause, count in zip(LOSSES, losses, strict=True)
-            },
-            settled=self._word("settled"),
-            ended_ns=self._word("ended_ns"),
-            stacks=self._word("stacks") & _ALL_STACKS,
-            stack_signal=self._word("stack_signal"),
-        )
-
-    def owner(self) -> Entry | None:
-        """A copy of the entry that is of one owner throughout; None while there is none.
-
-        Nor while the ring is being claimed: its old owner's words are overwritten then.
-        """
-        if not self.incarnation():
-            return None
-        fence.acquire()
-        entry = self.entry()
-        return entry if self.owned_by(entry) else None
-
-    def owned_by(self, entry: Entry) -> bool:
-        """Whether what has been read before this call was that owner's."""
-        fence.acquire()
-        # The state first: a ring that has been claimed since has another incarnation by then.
-        settled = self._word("state") in (EntryState.LIVE, EntryState.DETACHED)
-        fence.acquire()
-        return settled and self.incarnation() == entry.incarnation
 
     def _slot(self, number: int) -> int:
         return self._ring + (number - 1) % self._slots * self._slot_size

@@ -22,11 +22,12 @@ from typing import Any, Final
 
 from shmrec import process
 from shmrec.deaths import UNKNOWN, Death, Watched, Watcher
+from shmrec.entry import Entry
 from shmrec.facts import Facts
 from shmrec.kills import Kills, Memory, Sigkilled
 from shmrec.layout import ENTRY, EntryState
 from shmrec.manifest import Cause
-from shmrec.ring import Entry, readers
+from shmrec.ring import readers
 from shmrec.segment import Segment
 
 __all__ = ["Roster"]

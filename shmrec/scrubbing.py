@@ -29,15 +29,16 @@ from typing import Any, Final
 
 import msgpack
 
-from shmrec import layout, store
+from shmrec import hidden, layout, store
 from shmrec.checksum import crc32
 from shmrec.decoder import MALFORMED, decode
 from shmrec.errors import DamagedFileError, SnapshotWriteError, WrongOwnerError
 from shmrec.events import COUNTER, KINDS, NAME
+from shmrec.file_writer import FileWriter
 from shmrec.manifest import Header, Producer
 from shmrec.redaction import MARK, Patterns, Rules, Values, argument_name
 from shmrec.ring import Batch
-from shmrec.snapshot_file import FileWriter, Snapshot, Watch, read
+from shmrec.snapshot_file import Snapshot, Watch, read
 
 __all__ = ["Scrubbed", "scrub"]
 
@@ -86,7 +87,7 @@ def scrub(
         store.check_free(output)
     target = source if output is None else output
     scrubber = _Scrubber(read(source, watch), rules, target)
-    with store.Unfinished(target.parent.resolve()) as unfinished:
+    with hidden.Unfinished(target.parent.resolve()) as unfinished:
         try:
             scrubber.write(FileWriter(unfinished.file, crc32))
             os.fchmod(unfinished.file.fileno(), 0o600)

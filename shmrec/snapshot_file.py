@@ -1,4 +1,4 @@
-"""The snapshot file, both sides: `FileWriter` in the collector, `read` wherever it is read.
+"""The snapshot file, and reading one; `file_writer` writes it. Runs wherever snapshots are read.
 
 Not called ``snapshot``: importing a module of that name would put it in the place of the
 function ``shmrec.snapshot``.
@@ -20,7 +20,6 @@ skipped, and the frames around it are read.
 from __future__ import annotations
 
 import os
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,23 +35,20 @@ from shmrec.ending import SPANS, SPANS_IN_ALL, find_ending
 from shmrec.errors import DamagedFileError, NoSuchSnapshotError
 from shmrec.frame_values import (
     HEADER_KEYS,
-    PRODUCER_KEYS,
-    STACK_KEYS,
     VALUE_ERRORS,
     fill,
     producer_of,
     stack_of,
     unpack,
 )
-from shmrec.frames import Checksum, FrameWriter, frames
+from shmrec.frames import frames
 from shmrec.layout import Frame
 from shmrec.manifest import Cause, Header, Producer, Stack
 from shmrec.merging import merged, run_size
-from shmrec.ring import Batch, BatchView, Head
+from shmrec.ring import Batch, Head
 
 __all__ = [
     "Cause",
-    "FileWriter",
     "Header",
     "Producer",
     "Snapshot",
@@ -71,67 +67,6 @@ _STACKS_BYTES: Final = 64 << 20
 _IDENT_BYTES: Final = 150
 """What one of a stack's idents takes in memory, about."""
 _TOO_MANY: Final = "more producers than there can be: the others are left out"
-
-
-class FileWriter:
-    """Writes a snapshot to a binary file; knows nothing of names and directories.
-
-    The file is given frames in bunches; `flush` gives it those that wait. `crc32` is whatever
-    computes what ``zlib.crc32`` does.
-    """
-
-    def __init__(self, file: IO[bytes], crc32: Checksum = zlib.crc32) -> None:
-        self._frames = FrameWriter(file, crc32)
-        self.flush = self._frames.flush
-        self.producers = 0
-        self.batches = 0
-        self.events = 0
-
-    @property
-    def bytes(self) -> int:
-        """The file's size so far."""
-        return self._frames.bytes
-
-    def header(self, header: Header) -> None:
-        """The first frame."""
-        value = {key: getattr(header, key) for key in HEADER_KEYS}
-        self._frames.write([Frame.HEADER, value])  # step: frame-header
-
-    def producer(self, producer: Producer) -> None:
-        """A producer; its batches come after it."""
-        value: dict[str, Any] = {key: getattr(producer, key) for key in PRODUCER_KEYS}
-        if producer.cause is not None:
-            value["cause"] = vars(producer.cause)
-        self._frames.write([Frame.PRODUCER, value])  # step: frame-producer
-        self.producers += 1
-
-    def batch(self, producer: int, batch: Batch | BatchView) -> None:
-        """One batch of the producer with that index; kept by reference until `flush`."""
-        head = batch.head
-        fields = [
-            Frame.BATCH,
-            producer,
-            head.number,
-            head.generation,
-            head.start_ns,
-            head.first,
-            head.count,
-            head.flags,
-        ]
-        self._frames.write_with(fields, batch.payload)  # step: frame-batch
-        self.batches += 1
-        self.events += head.count
-
-    def stack(self, producer: int, stack: Stack) -> None:
-        """A dump of the producer with that index."""
-        value = {key: getattr(stack, key) for key in STACK_KEYS}
-        self._frames.write([Frame.STACK, producer, value])  # step: frame-stack
-
-    def trailer(self) -> None:
-        """The last frame, and all that waited: a file without it is incomplete."""
-        counts = {"producers": self.producers, "batches": self.batches, "events": self.events}
-        self._frames.write([Frame.TRAILER, counts])  # step: frame-trailer
-        self.flush()
 
 
 @dataclass(slots=True)

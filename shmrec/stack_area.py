@@ -30,11 +30,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from shmrec import fence, process
+from shmrec.entry import Entry
 from shmrec.layout import ENTRY, STACK, STACK_THREADS, StackFlag
 from shmrec.manifest import Stack
 from shmrec.own_memory import HIGH
 from shmrec.process import Signals, signal_bit
-from shmrec.ring import Entry
 from shmrec.segment import PLAUSIBLE, Segment
 from shmrec.stacks import LEAVING, polite_signal
 

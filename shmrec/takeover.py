@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from shmrec import capture, folder, layout, naming, process, store
+from shmrec import capture, folder, hidden, layout, naming, process, store
 from shmrec import segment as segments
 from shmrec.capture import Order
 from shmrec.errors import (
@@ -74,7 +74,7 @@ def establish(settings: Settings) -> Segment:
     exposed = folder.prepare(settings.directory)
     if exposed:
         settings.log(exposed)
-    store.sweep(settings.directory)
+    hidden.sweep(settings.directory)
     for _ in range(_ATTEMPTS):
         try:
             return segments.create(
@@ -184,7 +184,7 @@ def _keep_raw(settings: Settings, error: LayoutMismatchError) -> None:
             f"recording {settings.name!r} is in use by another version of shmrec, pid {users[0]}: "
             "stop it first, or choose another name"
         )
-    with store.Unfinished(settings.directory) as unfinished:
+    with hidden.Unfinished(settings.directory) as unfinished:
         try:
             with open(source, "rb") as memory:
                 while chunk := memory.read(1 << 20):

@@ -22,6 +22,7 @@ from shmrec.layout import Verb
 from shmrec.manifest import Producer
 from shmrec.segment import Segment, open_segment
 from shmrec.wakeup import open_wakeup
+from tools.stress.ended import end
 
 WAIT_SECONDS = 30.0
 
@@ -228,14 +229,7 @@ class Script:
         return self.process.wait(WAIT_SECONDS)
 
     def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGCONT)
-            self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        end(self.process)
 
 
 @pytest.fixture

@@ -23,10 +23,10 @@ import pytest
 
 from shmrec import events, process
 from shmrec.commands.dump import main
+from shmrec.file_writer import FileWriter
 from shmrec.manifest import Header, Producer
 from shmrec.ring import Batch, Head
 from shmrec.segment import open_segment
-from shmrec.snapshot_file import FileWriter
 
 from .conftest import (
     WAIT_SECONDS,

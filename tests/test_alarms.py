@@ -282,8 +282,10 @@ def test_nobody_is_asked_for_stacks_where_there_is_no_snapshot(
     with serving(recording_name, tmp_path, "death daily=1 interval=0") as collector:
         collector.settings.stacks = "all"
         asked: list[object] = []
-        take = collector._take_stacks
-        collector._take_stacks = lambda wanted: asked.append(wanted) or take(wanted)  # type: ignore
+        take = collector._snapshots._take_stacks
+        collector._snapshots._take_stacks = (  # type: ignore[method-assign]
+            lambda wanted: asked.append(wanted) or take(wanted)  # type: ignore[func-returns-value]
+        )
         for number in (1, 2):
             victim = producer()
             wait_until(lambda: len(collector.roster.watcher.watched) == 1)

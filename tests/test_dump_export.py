@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shmrec import store
+from shmrec import hidden
 from shmrec.commands import formats
 from shmrec.exports import jsonl
 
@@ -201,11 +201,11 @@ def test_every_format_is_in_the_help() -> None:
 
 
 def test_a_directory_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def doubt(unfinished: store.Unfinished, name: str) -> None:
+    def doubt(unfinished: hidden.Unfinished, name: str) -> None:
         unfinished.doubt = f"{name} may be gone"
 
     file = incident(tmp_path)
-    monkeypatch.setattr(store.Unfinished, "_sync_name", doubt)
+    monkeypatch.setattr(hidden.Unfinished, "_sync_name", doubt)
     done = dump("export", file, "-o", tmp_path / "x.txt")
     assert done.stderr == "shmrec-dump: x.txt may be gone\n"
     assert (tmp_path / "x.txt").exists()

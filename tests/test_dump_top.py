@@ -16,9 +16,9 @@ from shmrec.commands import fullscreen
 from shmrec.commands.topframe import frame
 from shmrec.commands.topview import SORTS, View
 from shmrec.decoder import OpenSpan
+from shmrec.entry import Entry
 from shmrec.layout import LOSSES
 from shmrec.observer import Sighting
-from shmrec.ring import Entry
 from shmrec.segment import open_segment
 
 from .conftest import snapshots, wait_until

@@ -212,14 +212,14 @@ def test_only_who_is_watched_is_asked_for_stacks(
         asked.append(len(asking))
         return {}
 
-    monkeypatch.setattr("shmrec.collector.take_stacks", take)
+    monkeypatch.setattr("shmrec.taking.take_stacks", take)
     producer()
     collector.roster.look(1)
-    collector._stacks_of([0])
+    collector._snapshots.stacks_of([0])
     # Taken over since: the descriptor is that of the one before.
     word = ENTRY.word("incarnation", collector.segment.geometry.entry(0))
     collector.segment.words[word] += 1
-    collector._stacks_of([0])
+    collector._snapshots.stacks_of([0])
     assert asked == [1, 0]
     collector._let_go()
 
@@ -306,15 +306,15 @@ def test_who_took_a_ring_over_unseen_is_not_asked_in_its_predecessors_name(
     first.line()
     collector.roster.look(time.monotonic_ns(), tick=True)
     assert [each.pid for each in collector.roster.living()] == [first.pid]
-    assert len(collector._take_stacks(lambda _: True)) == 1
+    assert len(collector._snapshots._take_stacks(lambda _: True)) == 1
     first.say()
     assert first.line() == "out"
     second = script(source, recording_name)
     second.line()
     # The pidfd is still the first one's.
-    assert collector._take_stacks(lambda _: True) == {}
+    assert collector._snapshots._take_stacks(lambda _: True) == {}
     collector.roster.look(time.monotonic_ns(), tick=True)
-    (stacks,) = collector._take_stacks(lambda _: True).values()
+    (stacks,) = collector._snapshots._take_stacks(lambda _: True).values()
     assert stacks[0].text
     for each in (first, second):
         each.say()

@@ -13,17 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shmrec import layout, scrubbing, store
+from shmrec import hidden, layout, scrubbing
 from shmrec.commands.jsonform import event_object
 from shmrec.decoder import Event, decode
 from shmrec.errors import DamagedFileError, SnapshotWriteError, WrongOwnerError
 from shmrec.events import BEGIN, COUNTER, END, EXCEPTION, INSTANT, KINDS, LOG, NAME, OPEN, THREAD
+from shmrec.file_writer import FileWriter
 from shmrec.frames import FrameWriter, frames
 from shmrec.manifest import Header, Producer, Stack
 from shmrec.redaction import DEFAULT_PATTERNS, MARK, Rules
 from shmrec.ring import Batch, Head
 from shmrec.scrubbing import scrub
-from shmrec.snapshot_file import FileWriter, read
+from shmrec.snapshot_file import read
 
 from .dumping import batch, dump, failure, write_file
 
@@ -417,7 +418,7 @@ def test_a_kill_at_the_last_moment_leaves_the_old_file(file: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
     assert file.read_bytes() == before
     assert len(list(file.parent.iterdir())) == 2
-    store.sweep(file.parent)
+    hidden.sweep(file.parent)
     assert list(file.parent.iterdir()) == [file]
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import posix_ipc
 import pytest
 
-from shmrec import FlightRecorder, capture, folder, live, process, stack_area, store, wakeup
+from shmrec import FlightRecorder, capture, folder, hidden, live, process, stack_area, wakeup
 from shmrec.capture import Order
 from shmrec.collector import Collector
 from shmrec.errors import RecordingNameError, SegmentError, SnapshotWriteError, WrongOwnerError
@@ -131,9 +131,9 @@ def test_all_that_is_made_is_for_its_owner_only(swept: str, theirs: Path, umask:
             assert wakeup.open_wakeup(memory, create=True) is not None
             assert wakeup.open_wakeup(memory) is not None
             assert folder.prepare(directory) == ""
-            with store.Unfinished(directory) as unfinished:
+            with hidden.Unfinished(directory) as unfinished:
                 unfinished.publish(iter(["snapshot"]))
-            with store.Unfinished(directory) as unfinished:
+            with hidden.Unfinished(directory) as unfinished:
                 os.link(directory / "snapshot", directory / "replaced")
                 unfinished.replace("replaced", os.stat(directory / "replaced"))
 
@@ -408,7 +408,7 @@ def test_a_link_to_a_directory_is_not_followed(swept: str, tmp_path: Path) -> No
         with pytest.raises(WrongOwnerError, match=f"{link} is a symbolic link"):
             attempt()
     with pytest.raises(SnapshotWriteError, match="cannot open the snapshot directory"):
-        store.Unfinished(link)
+        hidden.Unfinished(link)
     link.unlink()
     link.symlink_to(tmp_path / "nowhere")
     with pytest.raises(WrongOwnerError, match="symbolic link"):
@@ -419,7 +419,10 @@ def test_a_link_to_a_directory_is_not_followed(swept: str, tmp_path: Path) -> No
 def test_a_name_of_a_snapshot_that_is_taken_by_a_link_is_left(tmp_path: Path) -> None:
     link = tmp_path / "taken"
     link.symlink_to(tmp_path / "elsewhere")
-    with store.Unfinished(tmp_path) as unfinished, pytest.raises(SnapshotWriteError, match="taken"):
+    with (
+        hidden.Unfinished(tmp_path) as unfinished,
+        pytest.raises(SnapshotWriteError, match="taken"),
+    ):
         unfinished.publish(iter([link.name]))
     assert not (tmp_path / "elsewhere").exists()
 
@@ -443,19 +446,19 @@ def test_a_scrubbed_file_stays_its_owners(theirs: Path) -> None:
 
 
 def test_only_a_file_of_ours_is_taken_as_handed_over(tmp_path: Path, theirs: Path) -> None:
-    pipe = tmp_path / next(store.hidden_names())
+    pipe = tmp_path / next(hidden.transfer_names())
     os.mkfifo(pipe)
     precious = tmp_path / "precious"
     precious.touch()
-    second = tmp_path / next(store.hidden_names())
+    second = tmp_path / next(hidden.transfer_names())
     os.link(precious, second)
     paths = [pipe, second]
     if os.geteuid() == 0:
-        paths.append(theirs / next(store.hidden_names()))
+        paths.append(theirs / next(hidden.transfer_names()))
         as_nobody(paths[-1].touch)
     for path in paths:
         with pytest.raises(SnapshotWriteError, match="is another's"):
-            store.take_transfer(path)
+            hidden.take_transfer(path)
         assert os.path.lexists(path)
 
 

@@ -13,10 +13,10 @@ import pytest
 
 import shmrec
 from shmrec import checksum, layout, snapshot_file
+from shmrec.file_writer import FileWriter
 from shmrec.layout import Frame
 from shmrec.manifest import Header, Producer
 from shmrec.ring import Batch, BatchView, Head
-from shmrec.snapshot_file import FileWriter
 
 PAYLOADS = [0, 1, 255, 256, 16_320, 65_535, 65_536, 1 << 20]
 NUMBERS = [1, 127, 128, 255, 256, 65_536, 1 << 32, (1 << 62) - 1]

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from shmrec import guarded, layout, process, segment
+from shmrec.entry import Entry
 from shmrec.extension import EXTENSION
 from shmrec.layout import ENTRY, STACK, Geometry, StackFlag
 from shmrec.manifest import Stack
-from shmrec.ring import Entry, readers
+from shmrec.ring import readers
 from shmrec.segment import Segment
 from shmrec.stack_area import POLITE_SECONDS, Asking, fatal_stack, take_stacks
 from shmrec.stacks import polite_signal, stack_signal

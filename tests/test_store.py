@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shmrec import folder, store
+from shmrec import folder, hidden, store
 from shmrec.errors import NoSuchSnapshotError, SnapshotWriteError, WrongOwnerError
 
 WALL = 1_700_000_000_000_000_000
@@ -33,7 +33,7 @@ def put(
 
 
 def write(directory: Path, *names: str) -> Path:
-    with store.Unfinished(directory) as unfinished:
+    with hidden.Unfinished(directory) as unfinished:
         unfinished.file.write(b"content")
         return unfinished.publish(iter(names))
 
@@ -119,7 +119,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, kind: str) -> None:
-    with store.Unfinished(tmp_path) as unfinished:
+    with hidden.Unfinished(tmp_path) as unfinished:
         unfinished.file.write(b"half")
         unfinished.file.flush()
         assert not [p for p in tmp_path.iterdir() if not p.name.startswith(".")]
@@ -163,13 +163,13 @@ def test_a_directory_that_cannot_be_synced_is_said_of_a_file_that_is_there(
         real(fd)
 
     monkeypatch.setattr(os, "fsync", only_files)
-    with store.Unfinished(tmp_path) as unfinished:
+    with hidden.Unfinished(tmp_path) as unfinished:
         unfinished.file.write(b"content")
         path = unfinished.publish(iter(["whole"]))
     assert list(tmp_path.iterdir()) == [path]
     # A file system that has no such thing leaves no doubt.
     assert ("could not be synced (Input/output" in unfinished.doubt) == (code == errno.EIO)
-    with store.Unfinished(tmp_path) as unfinished:
+    with hidden.Unfinished(tmp_path) as unfinished:
         unfinished.file.write(b"newer")
         unfinished.replace("whole", path.stat())
     assert path.read_bytes() == b"newer"
@@ -179,7 +179,7 @@ def test_a_directory_that_cannot_be_synced_is_said_of_a_file_that_is_there(
 def test_without_proc_a_file_gets_its_name_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_own", lambda fd: f"/nowhere/self/fd/{fd}")
+    monkeypatch.setattr(hidden, "_own", lambda fd: f"/nowhere/self/fd/{fd}")
     path = write(tmp_path, "whole")
     assert path.read_bytes() == b"content"
     assert list(tmp_path.iterdir()) == [path]
@@ -263,30 +263,30 @@ def test_the_newest_is_the_last_written(tmp_path: Path) -> None:
 
 
 def test_what_killed_collectors_left_is_swept(tmp_path: Path) -> None:
-    ours = tmp_path / f"{store.HIDDEN_PREFIX}{os.getpid()}-1.partial"
-    dead = tmp_path / f"{store.HIDDEN_PREFIX}999999999-1.partial"
-    fresh = tmp_path / next(store.hidden_names())
-    abandoned = tmp_path / next(store.hidden_names())
+    ours = tmp_path / f"{hidden.HIDDEN_PREFIX}{os.getpid()}-1.partial"
+    dead = tmp_path / f"{hidden.HIDDEN_PREFIX}999999999-1.partial"
+    fresh = tmp_path / next(hidden.transfer_names())
+    abandoned = tmp_path / next(hidden.transfer_names())
     # Handed over by a collector that was killed before anybody could take it.
-    untaken = tmp_path / f"{store.HIDDEN_PREFIX}{0x7FFFFFFF:08x}12345678.transfer"
+    untaken = tmp_path / f"{hidden.HIDDEN_PREFIX}{0x7FFFFFFF:08x}12345678.transfer"
     for path in (ours, dead, fresh, abandoned, untaken):
         path.touch()
     os.utime(abandoned, (time.time() - 3600,) * 2)
-    store.sweep(tmp_path)
+    hidden.sweep(tmp_path)
     assert set(tmp_path.iterdir()) == {ours, fresh}
 
 
 def test_only_what_was_handed_over_is_taken(tmp_path: Path) -> None:
-    path = write(tmp_path, next(store.hidden_names()))
-    with store.take_transfer(path) as file:
+    path = write(tmp_path, next(hidden.transfer_names()))
+    with hidden.take_transfer(path) as file:
         assert file.read() == b"content"
     assert not path.exists()
     precious = tmp_path / "precious"
     precious.touch()
     with pytest.raises(SnapshotWriteError, match="not a snapshot that was handed over"):
-        store.take_transfer(precious)
-    link = tmp_path / next(store.hidden_names())
+        hidden.take_transfer(precious)
+    link = tmp_path / next(hidden.transfer_names())
     link.symlink_to(precious)
     with pytest.raises(OSError, match="symbolic"):
-        store.take_transfer(link)
+        hidden.take_transfer(link)
     assert precious.exists()

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from shmrec import store
+from shmrec import hidden, store
 from shmrec.errors import NoSuchSnapshotError
 
 WALL_NS = 1_700_000_000_000_000_000
@@ -45,7 +45,7 @@ class StoreLife(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp(prefix="shmrec-store-"))
         self.there: dict[Path, Written] = {}
         self.others: set[Path] = set()
-        self.unfinished: list[store.Unfinished] = []
+        self.unfinished: list[hidden.Unfinished] = []
         self.turn = 0
 
     def teardown(self) -> None:
@@ -53,7 +53,7 @@ class StoreLife(RuleBasedStateMachine):
             each.__exit__()
         shutil.rmtree(self.directory)
 
-    def put(self, unfinished: store.Unfinished, recording: str, reason: str, first: bool) -> None:
+    def put(self, unfinished: hidden.Unfinished, recording: str, reason: str, first: bool) -> None:
         size = os.fstat(unfinished.file.fileno()).st_size
         before = dict(self.there)
         names = store.file_names(recording, reason, WALL_NS + self.turn // 4 * SECOND, first=first)
@@ -73,13 +73,13 @@ class StoreLife(RuleBasedStateMachine):
         size=st.integers(0, 2000),
     )
     def write(self, recording: str, reason: str, first: bool, size: int) -> None:
-        with store.Unfinished(self.directory) as unfinished:
+        with hidden.Unfinished(self.directory) as unfinished:
             unfinished.file.write(b"x" * size)
             self.put(unfinished, recording, reason, first)
 
     @rule(size=st.integers(0, 2000))
     def begin(self, size: int) -> None:
-        self.unfinished.append(store.Unfinished(self.directory))
+        self.unfinished.append(hidden.Unfinished(self.directory))
         self.unfinished[-1].file.write(b"x" * size)
 
     @precondition(lambda self: self.unfinished)
@@ -115,12 +115,12 @@ class StoreLife(RuleBasedStateMachine):
     def leave_behind(self, dead: bool, ancient: bool) -> None:
         """What a writer that was killed leaves; and what one that lives is at."""
         pid = 1 << 30 if dead else os.getpid()
-        path = self.directory / f"{store.HIDDEN_PREFIX}{pid}-{time.monotonic_ns()}.partial"
+        path = self.directory / f"{hidden.HIDDEN_PREFIX}{pid}-{time.monotonic_ns()}.partial"
         path.write_text("half")
         if ancient:
             when = time.time() - ANCIENT_SECONDS
             os.utime(path, (when, when))
-        store.sweep(self.directory)
+        hidden.sweep(self.directory)
         assert path.exists() == (not dead and not ancient)
         path.unlink(missing_ok=True)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import shmrec
 from shmrec import process
+from shmrec.entry import Entry
 from shmrec.errors import ShmrecError
 from shmrec.layout import Verb
 from shmrec.requests import ask
-from shmrec.ring import Entry
 from shmrec.segment import open_segment
 from shmrec.wakeup import open_wakeup
 from tests.conftest import WAIT_SECONDS, snapshots, wait_until

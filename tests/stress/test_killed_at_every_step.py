@@ -90,7 +90,7 @@ COLLECTORS = {
         "after sync-directory",
     ),
     "what is being written has its name already": (
-        "store.py",
+        "hidden.py",
         "name = _partial_name()",
         'name = "web-20260101T000000Z-request-1.shmrec"',
         "request",

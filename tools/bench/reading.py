@@ -25,10 +25,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from shmrec.file_writer import FileWriter
 from shmrec.layout import CONTROL, ENTRY, EntryState, Geometry
 from shmrec.manifest import Header, Producer
 from shmrec.ring import Batch, RingReader
-from shmrec.snapshot_file import FileWriter
 from shmrec.writer import Writer
 from tools.bench import timing
 from tools.bench.report import Options, Result

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from shmrec import naming, segment
+from shmrec.entry import Entry
 from shmrec.layout import ENTRY, Geometry, StackFlag
-from shmrec.ring import Entry, readers
+from shmrec.ring import readers
 from shmrec.segment import Segment
 from shmrec.stack_area import Asking, take_stacks
 from tools.bench.report import Options, Result

@@ -17,13 +17,14 @@ from typing import Any, Final
 import msgpack
 
 from shmrec.errors import DamagedFileError, ShmrecError
+from shmrec.file_writer import FileWriter
 from shmrec.frame_values import HEADER_KEYS, PRODUCER_KEYS, STACK_KEYS
 from shmrec.frames import frames
 from shmrec.layout import FILE_MAGIC, FRAME_HEADER_SIZE, Frame
 from shmrec.manifest import Cause, Header, Producer, Stack
 from shmrec.redaction import DEFAULT_PATTERNS, Rules
 from shmrec.scrubbing import scrub
-from shmrec.snapshot_file import FileWriter, read
+from shmrec.snapshot_file import read
 from tests.arena import Arena, batches
 from tools.fuzz import commands
 from tools.fuzz.sameness import flat

@@ -30,6 +30,7 @@ STOPS: Final = load_stops()
 
 from shmrec import requests, store  # noqa: E402
 from shmrec.errors import ShmrecError  # noqa: E402
+from shmrec.hidden import HIDDEN_PREFIX  # noqa: E402
 from shmrec.layout import ENTRY, Verb  # noqa: E402
 from shmrec.snapshot_file import Snapshot, read  # noqa: E402
 from shmrec.wakeup import open_wakeup  # noqa: E402
@@ -165,7 +166,7 @@ class Play:
     def check_names(self, *, hidden: bool) -> None:
         """Nothing has a final name that is not whole; nothing else is left unless `hidden`."""
         for path in self.files():
-            if path.name.startswith(store.HIDDEN_PREFIX):
+            if path.name.startswith(HIDDEN_PREFIX):
                 # What the collector is writing at this moment is not left.
                 if not hidden and f"-{self.stage.collector}-" not in path.name:
                     self.wrong.append(f"left behind: {path.name}")
@@ -254,7 +255,7 @@ def _happen(playing: Play, victim: Actor, others: list[Actor]) -> None:
         playing.ask(Verb.TRANSFER)
         if stage.collector:
             for path in playing.files():
-                if path.name.startswith(store.HIDDEN_PREFIX):
+                if path.name.startswith(HIDDEN_PREFIX):
                     path.unlink()
     elif stage.collector:
         playing.ask(Verb.SNAPSHOT)

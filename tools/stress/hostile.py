@@ -27,6 +27,7 @@ from shmrec import naming
 from shmrec.errors import ShmrecError
 from shmrec.segment import Segment, open_segment
 from tools.stress.answers import Answer, ask, watched
+from tools.stress.ended import end
 from tools.stress.scribbling import RUINOUS, SPARING
 from tools.stress.tally import Tally
 
@@ -144,15 +145,9 @@ class World:
         self.recorded[producer.pid] = 0
 
     def close(self) -> None:
-        self.collector.kill()
-        self.collector.wait()
+        end(self.collector)
         for producer in self._producers:
-            producer.kill()
-            producer.wait()
-            for pipe in (producer.stdin, producer.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+            end(producer)
         with contextlib.suppress(ShmrecError, OSError):
             naming.remove(self.name)
         with contextlib.suppress(OSError):

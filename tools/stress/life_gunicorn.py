@@ -23,6 +23,7 @@ from shmrec.errors import ShmrecError
 from shmrec.ring import readers
 from shmrec.segment import open_segment
 from tools.stress import holdings
+from tools.stress.ended import end
 from tools.stress.life_stage import PATIENCE_SECONDS, Stage
 from tools.stress.tally import Impossible
 
@@ -111,9 +112,7 @@ class _Service:
             if process.alive(pid, started):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+        end(self.process)
 
     def _serves(self) -> bool:
         return self.process.poll() is not None or self.get() is not None

@@ -23,6 +23,7 @@ from shmrec.layout import ENTRY, NAME_PREFIX, Verb
 from shmrec.segment import open_segment
 from shmrec.wakeup import open_wakeup
 from tools.stress import holdings, hurried_collector, leaks, life_programs, numbered, validator
+from tools.stress.ended import end
 from tools.stress.holdings import Holdings
 from tools.stress.tally import Impossible, Tally
 
@@ -80,13 +81,7 @@ class Program:
 
     def close(self) -> None:
         """However it is by now."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        end(self.process)
 
 
 class Stage:

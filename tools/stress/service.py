@@ -26,6 +26,7 @@ from shmrec.errors import ShmrecError
 from shmrec.layout import Stacks, Verb
 from shmrec.segment import Segment, open_segment
 from shmrec.wakeup import open_wakeup
+from tools.stress.ended import end
 
 __all__ = ["Program", "Service", "lines_of", "recording_name", "until"]
 
@@ -160,14 +161,7 @@ class Program:
 
     def close(self) -> None:
         """End it, whatever it is at."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGCONT)
-            self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        end(self.process)
 
 
 class Service:
@@ -278,10 +272,7 @@ class Service:
     def __exit__(self, *_: object) -> None:
         for program in self._programs:
             program.close()
-        with contextlib.suppress(ProcessLookupError):
-            self.collector.send_signal(signal.SIGCONT)
-            self.collector.kill()
-        self.collector.wait()
+        end(self.collector)
         with contextlib.suppress(posix_ipc.Error, OSError):
             posix_ipc.unlink_semaphore(f"/shmrec.{self.name}")
         naming.remove(self.name)

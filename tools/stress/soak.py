@@ -30,6 +30,7 @@ from shmrec import _engine
 from shmrec.layout import CONTROL, ENTRY
 from shmrec.segment import Segment, open_segment
 from tools.stress import holdings, hurried_collector, leaks, soak_plot, soak_producers
+from tools.stress.ended import end
 from tools.stress.soak_samples import UNRECORDED, Samples, Series
 from tools.stress.tally import Impossible, Tally
 
@@ -265,10 +266,5 @@ class Soak:
     def kill(self) -> None:
         """End what is left, however."""
         for life in self.lives:
-            if life.process.poll() is None:
-                life.process.kill()
-            life.process.wait()
-            for pipe in (life.process.stdin, life.process.stdout):
-                assert pipe is not None
-                pipe.close()
+            end(life.process)
         holdings.remove(self.name)

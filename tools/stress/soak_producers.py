@@ -32,7 +32,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import shmrec  # noqa: E402
-from shmrec import requests, store  # noqa: E402
+from shmrec import hidden, requests  # noqa: E402
 from shmrec.errors import ShmrecError, SnapshotActiveError  # noqa: E402
 from shmrec.integrations import asyncio as loops  # noqa: E402
 from shmrec.integrations import logging as logs  # noqa: E402
@@ -256,7 +256,7 @@ def ask(number: int, segment: Segment, wakeup: Any) -> None:
     """One request, of one kind after the other."""
     if number % 4 == 0:
         path = requests.ask(segment, wakeup, Verb.TRANSFER, reason="transfer", timeout=30)
-        store.take_transfer(Path(path)).close()
+        hidden.take_transfer(Path(path)).close()
     elif number % 4 == 1:
         with contextlib.suppress(Failed):
             try:

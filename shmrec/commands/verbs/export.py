@@ -10,7 +10,7 @@ from typing import IO, BinaryIO, Final
 
 import click
 
-from shmrec import store
+from shmrec import hidden, store
 from shmrec.commands import formats
 from shmrec.commands.formats import Format
 from shmrec.commands.parameters import directory_option, file_argument, open_snapshot
@@ -107,13 +107,13 @@ def _publish(wanted: Format, source: Source, output: Path, companion: Path | Non
     # Resolved, because a directory behind a link is a fine place for a file.
     folder = output.parent.resolve()
     with ExitStack() as files:
-        main = files.enter_context(store.Unfinished(folder, "an export"))
+        main = files.enter_context(hidden.Unfinished(folder, "an export"))
         _write(main.file, lambda out: wanted.export(source, out))
         if companion is None:
             main.publish(store.only_name(output))
             _tell(main)
             return
-        other = files.enter_context(store.Unfinished(folder, "an export"))
+        other = files.enter_context(hidden.Unfinished(folder, "an export"))
         _write(other.file, lambda out: wanted.export_companion(source, out))
         beside = other.publish(store.only_name(companion))
         try:
@@ -125,7 +125,7 @@ def _publish(wanted: Format, source: Source, output: Path, companion: Path | Non
         _tell(main)
 
 
-def _tell(written: store.Unfinished) -> None:
+def _tell(written: hidden.Unfinished) -> None:
     if written.doubt:
         click.echo(f"shmrec-dump: {safe(written.doubt)}", err=True)
 

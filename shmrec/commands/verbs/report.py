@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from shmrec import store
+from shmrec import hidden, store
 from shmrec.commands.page.rendering import render
 from shmrec.commands.parameters import directory_option, file_argument, open_snapshot
 from shmrec.commands.progress import progress
@@ -58,7 +58,7 @@ def command(file: Path | None, directory: Path, output: Path | None) -> None:
     if piped:
         sys.stdout.buffer.write(page)
         return
-    with store.Unfinished(output.parent.resolve(), "a report") as unfinished:
+    with hidden.Unfinished(output.parent.resolve(), "a report") as unfinished:
         unfinished.file.write(page)
         unfinished.publish(store.only_name(output))
     print_path(output)

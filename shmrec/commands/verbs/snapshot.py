@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from shmrec import live, store
+from shmrec import hidden, live, store
 from shmrec.commands.parameters import open_recording, recording_arguments
 from shmrec.commands.progress import progress
 from shmrec.commands.requesting import ask_for_snapshot, checked_path
@@ -84,13 +84,13 @@ def command(
     if output is None:
         print_path(checked_path(taken))
         return
-    with store.take_transfer(Path(taken)) as source:
+    with hidden.take_transfer(Path(taken)) as source:
         if piped:
             shutil.copyfileobj(source, sys.stdout.buffer)
             return
         # Resolved, because a directory behind a link is a fine place for a file.
         folder = output.parent.resolve()
-        with store.Unfinished(folder) as unfinished:
+        with hidden.Unfinished(folder) as unfinished:
             shutil.copyfileobj(source, unfinished.file)
             unfinished.publish(store.only_name(output))
         if unfinished.doubt:
