@@ -83,6 +83,26 @@ def test_what_is_no_stack(tmp_path: Path) -> None:
     ]
 
 
+def test_a_damaged_file_is_said(tmp_path: Path) -> None:
+    whole = a_file(tmp_path)
+    shown = dump("stacks", whole).stdout
+    cut = tmp_path / "cut.shmrec"
+    # Its end: no stack is missing, but nobody can know.
+    cut.write_bytes(whole.read_bytes()[:-9])
+    done = dump("stacks", cut, check=1)
+    assert done.stdout == shown
+    assert done.stderr.startswith("shmrec-dump: cut.shmrec is damaged, stacks may be missing: ")
+    assert done.stderr.count("\n") == 1
+    assert dump("stacks", cut, "--pid", "100", check=1).stdout.startswith("pid 100 (w 0), dead")
+    assert dump_json("stacks", cut, check=1)["damage"]
+    assert dump_json("stacks", whole)["damage"] == []
+    # And with those that are.
+    cut.write_bytes(whole.read_bytes()[: len(whole.read_bytes()) // 2])
+    done = dump("stacks", cut, check=1)
+    assert done.stdout != shown
+    assert "stacks may be missing" in done.stderr
+
+
 def test_the_json_of_stacks(tmp_path: Path) -> None:
     found = dump_json("stacks", a_file(tmp_path), "--pid", "101")
     (only,) = found["producers"]

@@ -1,19 +1,23 @@
-"""The end of a snapshot's report: what is missing from it, and why the rest can be believed.
+"""What is missing from a snapshot, and why the rest can be believed.
 
-Runs in ``shmrec-dump info``.
+Runs in ``shmrec-dump info``, as the end of its report, and in the verbs whose exit status tells that
+a file is damaged.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
+
+import click
 
 from shmrec.commands.screen import Surface
 from shmrec.commands.wording import LOST, age, counted, safe, size, some, who
 from shmrec.snapshot_file import Snapshot
 
-__all__ = ["print_losses", "print_reliability"]
+__all__ = ["exit_if_damaged", "print_losses", "print_reliability"]
 
 _DAMAGE_SHOWN: Final = 10
 
@@ -74,6 +78,24 @@ def print_reliability(screen: Surface, snapshot: Snapshot, unreadable: Sequence[
     if more > 0:
         screen.line(f"and {more} more: see `shmrec-dump verify`", indent=2)
     screen.line(_proof(snapshot))
+
+
+def exit_if_damaged(snapshot: Snapshot, damage: Sequence[str], missing: str) -> None:
+    """Nothing, or one line that says what is damaged, and the status that goes with it.
+
+    `missing` is what there may be less of.
+    """
+    if not damage:
+        return
+    more = f", and {len(damage) - 1} more: see `shmrec-dump verify`" if damage[1:] else ""
+    name = safe(snapshot.path.name)
+    # Behind what was printed, where a person sees it. That is on its way before it is.
+    sys.stdout.flush()
+    click.echo(
+        f"shmrec-dump: {name} is damaged, {missing} may be missing: {safe(damage[0])}{more}",
+        err=True,
+    )
+    sys.exit(1)
 
 
 def _proof(snapshot: Snapshot) -> str:

@@ -24,6 +24,7 @@ from shmrec.commands.parameters import (
     to_moment,
 )
 from shmrec.commands.progress import progress
+from shmrec.commands.reliability import exit_if_damaged
 from shmrec.commands.screen import Screen
 from shmrec.commands.timeline import event_line, process_named
 from shmrec.commands.wording import safe
@@ -96,7 +97,7 @@ def command(
             count = count if tail is None else min(count, tail)
             tick.stop()
             click.echo(dumps({"events": count}) if as_json else count)
-            _end(snapshot, damage)
+            exit_if_damaged(snapshot, damage, "events")
             return
         runs = snapshot.runs(producers=indexes, facts=facts, told=damage.append)
         found: Iterable[Event] = chain.from_iterable(map(matching, runs))
@@ -109,21 +110,7 @@ def command(
                     sys.stdout.write(f"{dumps(event_object(snapshot, event))}\n")
             else:
                 _print(snapshot, found)
-    _end(snapshot, damage)
-
-
-def _end(snapshot: Snapshot, damage: list[str]) -> None:
-    """Nothing, or one line that says what is damaged, and the status that goes with it."""
-    if not damage:
-        return
-    more = f", and {len(damage) - 1} more: see `shmrec-dump verify`" if damage[1:] else ""
-    name = safe(snapshot.path.name)
-    # Behind the events, where a person sees it. They are on their way before it is.
-    sys.stdout.flush()
-    click.echo(
-        f"shmrec-dump: {name} is damaged, events may be missing: {safe(damage[0])}{more}", err=True
-    )
-    sys.exit(1)
+    exit_if_damaged(snapshot, damage, "events")
 
 
 def _indexes(snapshot: Snapshot, pids: tuple[int, ...]) -> set[int] | None:

@@ -14,6 +14,7 @@ from shmrec.commands.jsonform import dumps, span_objects
 from shmrec.commands.pager import paged, pager_option
 from shmrec.commands.parameters import directory_option, file_argument, json_option, open_snapshot
 from shmrec.commands.progress import progress
+from shmrec.commands.reliability import exit_if_damaged
 from shmrec.commands.screen import Screen
 from shmrec.commands.wording import age, safe, some, who
 from shmrec.findings import stack_missing, threads_of
@@ -36,6 +37,10 @@ Examples:
 A stack is written by faulthandler: at a fatal signal, and when it is asked for, as triggers
 do of those whom they are about, and `shmrec-dump snapshot --stacks` does of whom you name.
 (current) is the thread that got the signal.
+
+\b
+Exit status: 1 also where the file is damaged, so that stacks may be missing. What can be read is
+printed, and one line on standard error says so.
 """
 
 
@@ -56,10 +61,12 @@ def command(
     wanted = [each for each in snapshot.producers if not pids or each.pid in pids]
     if as_json:
         found = [_object(snapshot, each) for each in wanted]
-        click.echo(dumps({"file": str(snapshot.path), "producers": found}))
-        return
-    with paged(no_pager):
-        _print_all(snapshot, wanted)
+        about = {"file": str(snapshot.path), "damage": snapshot.damage}
+        click.echo(dumps({**about, "producers": found}))
+    else:
+        with paged(no_pager):
+            _print_all(snapshot, wanted)
+    exit_if_damaged(snapshot, snapshot.damage, "stacks")
 
 
 def _print_all(snapshot: Snapshot, wanted: list[Producer]) -> None:
