@@ -94,7 +94,14 @@ def test_a_machine_that_has_everything(machine: Machine) -> None:
         if each.key not in ("pidfd_info", "open_files", "gunicorn")
     }
     assert [hint for each in found.values() for hint in each.hints] == []
-    assert found["stack_signal"].value == {"number": 57, "asked": None, "taken": []}
+    assert found["stack_signal"].value == {
+        "number": 57,
+        "polite": 58,
+        "asked": None,
+        "taken": [],
+        "polite_taken": [],
+    }
+    assert found["stack_signal"].text == "57, free; 58, free"
     assert found["stacks"].value == {"memory": True, "faulthandler": True}
     assert found["oom_kill"].value == 7
     assert found["cgroup"].text == "v2, limit 512.0 MiB, 2 kills so far"
@@ -117,17 +124,39 @@ def test_the_status_after_reaping(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks.exit_status().value is False
 
 
-@pytest.mark.parametrize("how", ["blocked", "ignored", "caught"])
+@pytest.mark.parametrize("how", ["blocked", "caught"])
 def test_a_signal_that_is_taken(how: str, machine: Machine) -> None:
     machine.status(**{how: 1 << 56})
     found = checks.stack_signal(machine.proc, {})
-    assert found.value["taken"] == [how]
+    assert (found.value["taken"], found.value["polite_taken"]) == ([how], [])
+    assert found.text == f"57, {how}; 58, free"
     assert f"signal 57 is {how} here" in only_hint(found)
-    # Its neighbours are somebody else's.
-    machine.status(**{how: 1 << 55 | 1 << 57})
+    # Their neighbours are somebody else's.
+    machine.status(**{how: 1 << 55 | 1 << 58})
     assert checks.stack_signal(machine.proc, {}).hints == []
-    taken = checks.stack_signal(machine.proc, {"SHMREC_SIGNAL": "58"})
-    assert taken.value == {"number": 58, "asked": "58", "taken": [how]}
+    taken = checks.stack_signal(machine.proc, {"SHMREC_SIGNAL": "59"})
+    assert (taken.value["number"], taken.value["polite"]) == (59, 60)
+    assert taken.value["taken"] == [how]
+
+
+@pytest.mark.parametrize("how", ["blocked", "caught"])
+def test_the_polite_signal_that_is_taken(how: str, machine: Machine) -> None:
+    machine.status(**{how: 1 << 57})
+    found = checks.stack_signal(machine.proc, {})
+    assert (found.value["taken"], found.value["polite_taken"]) == ([], [how])
+    assert f"signal 58 is {how} here" in only_hint(found)
+    assert "may crash" in only_hint(found)
+    # The last one's other is the one before.
+    machine.status(**{how: 1 << 62})
+    last = checks.stack_signal(machine.proc, {"SHMREC_SIGNAL": str(int(signal.SIGRTMAX))})
+    assert (last.value["polite"], last.value["polite_taken"]) == (63, [how])
+
+
+def test_a_signal_that_is_ignored_is_free(machine: Machine) -> None:
+    # As whoever has left a recording leaves it to the programs that it starts.
+    machine.status(ignored=1 << 56 | 1 << 57)
+    found = checks.stack_signal(machine.proc, {})
+    assert (found.text, found.hints) == ("57, free; 58, free", [])
 
 
 def test_a_signal_that_is_switched_off(machine: Machine) -> None:
@@ -142,7 +171,8 @@ def test_a_signal_that_is_switched_off(machine: Machine) -> None:
 )
 def test_what_is_no_signal_for_stacks(asked: str, machine: Machine) -> None:
     found = checks.stack_signal(machine.proc, {"SHMREC_SIGNAL": asked})
-    assert found.value == {"number": None, "asked": asked, "taken": []}
+    assert found.value["number"] is found.value["polite"] is None
+    assert found.value["asked"] == asked
     hint = only_hint(found)
     assert f"SHMREC_SIGNAL={asked[:40]} is no real-time signal" in hint
     assert f"from {int(signal.SIGRTMIN)} to {int(signal.SIGRTMAX)}" in hint

@@ -403,6 +403,14 @@ def test_a_signal_that_is_taken_stays_whose_it_is(memory: Segment, start: Start)
     assert other.line() == "mine"
 
 
+def test_signals_that_are_ignored_are_nobodys(memory: Segment, start: Start) -> None:
+    numbers = stack_signal(), polite_signal(stack_signal())
+    heir = start(f"for n in {numbers}: signal.signal(n, signal.SIG_IGN)\njoin()" + STAY)
+    heir.line()
+    assert entry_of(memory, heir.pid).stacks == ALL
+    assert ask(memory, heir.pid).text
+
+
 @pytest.mark.parametrize("where", ["", "from_thread"])
 def test_a_signal_that_comes_too_late_ends_nobody(
     memory: Segment, start: Start, where: str

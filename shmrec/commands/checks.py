@@ -29,15 +29,15 @@ from shmrec.commands.kernelfiles import content, hidepid, table, to_mask, to_num
 from shmrec.commands.wording import counted, safe, size
 from shmrec.deaths import Watcher
 from shmrec.layout import DEFAULT_PRODUCERS
-from shmrec.stacks import ENVIRONMENT
+from shmrec.stacks import ENVIRONMENT, polite_signal
 from shmrec.stacks import stack_signal as chosen_signal
 
 __all__ = ["Check", "checks"]
 
 PROC: Final = Path("/proc")
 
-_HANDLINGS: Final = ("caught", "ignored", "blocked")
-"""What `process.Signals` has that makes a signal somebody's."""
+_HANDLINGS: Final = ("caught", "blocked")
+"""What `process.Signals` has that makes a signal somebody's; one that is ignored is free."""
 _CAP_SYS_PTRACE: Final = 19
 
 _CHILD_SECONDS: Final = 10.0
@@ -116,14 +116,17 @@ def exit_status(watcher: Callable[[], Watcher] = Watcher) -> Check:
 
 
 def stack_signal(proc: Path = PROC, environ: Mapping[str, str] = os.environ) -> Check:
-    """Whether the signal at which processes leave their stacks is free here.
+    """Whether the signals at which processes leave their stacks are free here: `number`, at which
+    they do at once, and `polite`, at which they do as soon as that is safe.
 
     What this process inherited is what a service started in the same way inherits.
     """
     asked = environ.get(ENVIRONMENT, "")
     number = chosen_signal(environ)
-    found: dict[str, Any] = {"number": number, "asked": asked or None, "taken": []}
-    label = "signal for stacks"
+    polite = polite_signal(number) if number else None
+    found: dict[str, Any] = {"number": number, "polite": polite, "asked": asked or None}
+    found |= {"taken": [], "polite_taken": []}
+    label = "signals for stacks"
     if number == 0 and asked == "0":
         return Check("stack_signal", found, label, f"off, as {ENVIRONMENT}=0 asks")
     if number == 0:
@@ -135,16 +138,29 @@ def stack_signal(proc: Path = PROC, environ: Mapping[str, str] = os.environ) -> 
         )
         return Check("stack_signal", found, label, "none", [hint])
     mine = process.signals(os.getpid(), proc=str(proc))
-    bit = process.signal_bit(number)
-    found["taken"] = [how for how in _HANDLINGS if getattr(mine, how) & bit]
-    if not found["taken"]:
-        return Check("stack_signal", found, label, f"{number}, free")
-    how = " and ".join(found["taken"])
-    hint = (
-        f"signal {number} is {how} here already: processes started so leave no stacks when "
-        f"asked: set {ENVIRONMENT} to another real-time signal, or to 0 to do without"
+    at_once, politely = (
+        [how for how in _HANDLINGS if getattr(mine, how) & process.signal_bit(each)]
+        for each in (number, polite_signal(number))
     )
-    return Check("stack_signal", found, label, f"{number}, {how}", [hint])
+    found |= {"taken": at_once, "polite_taken": politely}
+    hints = []
+    if at_once:
+        hints.append(
+            f"signal {number} is {' and '.join(at_once)} here already: processes started so leave "
+            f"no stacks when asked: set {ENVIRONMENT} to another real-time signal, or to 0 to do "
+            "without"
+        )
+    elif politely:
+        hints.append(
+            f"signal {polite} is {' and '.join(politely)} here already: processes started so leave "
+            "their stacks at once, which may crash one whose threads are busy: set "
+            f"{ENVIRONMENT} to another real-time signal, the first of two"
+        )
+    rows = [
+        f"{each}, {' and '.join(how) or 'free'}"
+        for each, how in ((number, at_once), (polite, politely))
+    ]
+    return Check("stack_signal", found, label, "; ".join(rows), hints)
 
 
 def stacks(proc: Path = PROC) -> Check:

@@ -1,7 +1,7 @@
 """What is missing from a snapshot, and why the rest can be believed.
 
-Runs in ``shmrec-dump info``, as the end of its report, and in the verbs whose exit status tells that
-a file is damaged.
+Runs in ``shmrec-dump info``, as the end of its report, and in the verbs whose exit status tells
+that a file is damaged.
 """
 
 from __future__ import annotations
