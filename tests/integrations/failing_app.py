@@ -5,6 +5,7 @@ Runs in gunicorn's workers. A view fails in a function of its own, which a repor
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import threading
@@ -37,12 +38,14 @@ def hold_the_gil() -> None:
 
 
 def loop_for_long() -> None:
+    say_that_it_is_in()
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         pass
 
 
 def sleep_for_long() -> None:
+    say_that_it_is_in()
     time.sleep(PATIENCE_SECONDS)
 
 
@@ -68,9 +71,14 @@ def take_all_memory() -> None:
         kept.append(os.urandom(_GROWTH))
 
 
-def wait_to_be_let_out() -> None:
+def say_that_it_is_in() -> Path:
     gates = Path(os.environ["GATES"])
     (gates / "in-view").touch()
+    return gates
+
+
+def wait_to_be_let_out() -> None:
+    gates = say_that_it_is_in()
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (gates / "out-view").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -102,6 +110,9 @@ async def asgi(
     if scope["type"] == "lifespan":
         await live(receive, send)
         return
+    if scope["path"] == "/await":
+        say_that_it_is_in()
+        await asyncio.sleep(PATIENCE_SECONDS)
     view = VIEWS.get(scope["path"])
     if view is not None:
         view()

@@ -77,8 +77,10 @@ def test_a_timeout_is_caught_while_the_request_is_open(start: Start) -> None:
     timeouts = [event for event in found if event.name == "worker timeout"]
     assert [(event.label, event.args) for event in timeouts] == [(MASTER, {"pid": victim})]
     wait_until(lambda: victim not in service.workers() and len(service.workers()) == 2)
-    # SIGABRT let it leave in order, by way of sys.exit: that is no death.
-    assert not service.snapshots("death")
+    # Aborted it leaves by way of sys.exit, and yet as one that died, its request still open.
+    dead = by_pid(service.snapshot("death"), victim)
+    assert (dead.state, paths_in(dead)) == ("dead", [path])
+    assert dead.host["timeout_ms"] == 1000
 
 
 def test_a_worker_that_cannot_even_be_aborted(start: Start) -> None:
