@@ -12,7 +12,7 @@ trigger is one line, words and then ``key=value`` options::
     exception, log, timeout, death     as a producer, a host or the kernel says
 
 Names are patterns of `fnmatch`, quoted where they hold spaces. Options: `window`, how long
-recording goes on before the snapshot; `interval`, the least time between two snapshots of the
+recording goes on before the snapshot (but for `timeout` and `death`); `interval`, the least time between two snapshots of the
 trigger; `daily`, the most of them within any 24 hours. A death is never dropped because of its
 interval: it waits for it, and those that come meanwhile are in the same snapshot.
 """
@@ -239,6 +239,8 @@ def _limited(trigger: Trigger, options: Mapping[str, str], text: str) -> Trigger
     if "window" in options:
         if kind == "timeout":
             raise _wrong(text, kind, "it has no window: the process is about to be ended")
+        if kind == "death":
+            raise _wrong(text, kind, "it has no window: the process has ended")
         window = _duration(text, kind, options["window"], _LONGEST_WINDOW)
     if "interval" in options:
         interval = _duration(text, kind, options["interval"], _LONGEST)

@@ -33,6 +33,7 @@ from shmrec.triggers import parse_all
 from shmrec.wakeup import open_wakeup
 
 from .conftest import Script, snapshots, wait_until
+from .dumping import dump, dump_json
 from .recordings import rings, unserved
 
 COLLECT = (sys.executable, "-m", "shmrec.commands.collect")
@@ -180,6 +181,40 @@ def test_the_word_of_a_producer_and_of_a_host_is_limited(
             with pytest.raises(RequestFailedError, match="is no trigger that a producer"):
                 ask(recording_name, Verb.TRIGGER, number, worker.pid)
     assert len(snapshots(tmp_path)) == 3
+
+
+def test_an_except_block_and_a_log_record_call_for_a_snapshot_and_list_counts_the_rest(
+    recording_name: str, tmp_path: Path, producer: Callable[[], Script]
+) -> None:
+    handles = "try: 1 / 0\nexcept ZeroDivisionError: path = shmrec.snapshot('orders', timeout=30)"
+    with serving(recording_name, tmp_path, "exception interval=1h", "log interval=1h"):
+        worker = producer()
+        do(worker, f"exec({handles!r})")
+        handled = found(tmp_path, "exception")
+        do(worker, f"assert path == {str(handled.path)!r}, path")
+        assert handled.header.trigger == "exception"
+        assert handled.header.reason == f"exception in worker pid {worker.pid}: orders"
+        assert [each.pid for each in suspects(handled)] == [worker.pid]
+        assert [(event.kind, event.name) for event in handled] == [
+            ("exception", "ZeroDivisionError")
+        ]
+        do(worker, f"exec({handles!r})")
+        do(worker, "assert path is None, path")
+        do(worker, "import logging; from shmrec.integrations.logging import Handler")
+        do(worker, "log = logging.getLogger('app'); log.addHandler(Handler(snapshot='ERROR'))")
+        do(worker, "log.warning('not yet')")
+        do(worker, "log.error('paid %s twice', 7)")
+        logged = found(tmp_path, "-log-")
+        assert logged.header.reason == f"log in worker pid {worker.pid}: app: paid 7 twice"
+        said = [event.args["message"] for event in logged if event.kind == "log"]
+        assert said == ["not yet", "paid 7 twice"]
+        listed = dump_json("list", "--dir", tmp_path)["recordings"]
+        assert [each["suppressed"] for each in listed if each["name"] == recording_name] == [
+            {"exception": 1}
+        ]
+        shown = dump("list", "--dir", tmp_path).stdout
+    text = f"{recording_name}: snapshots not taken because of limits: 1 of exception"
+    assert text in shown
 
 
 def test_a_stop_cuts_a_window_short_and_who_waits_is_answered(

@@ -686,6 +686,35 @@ def test_a_command_runs_under_a_recording_and_its_status_is_passed_on(
     assert not leftovers(recording_name)
 
 
+SILENT_KERNEL = """
+import sys
+from shmrec import deaths, process
+from shmrec.commands.collect import main
+
+# Neither after reaping nor of a zombie does it tell how one ended.
+deaths._exit_status = lambda pidfd: None
+real = process.stat
+def stat(pid):
+    found = real(pid)
+    return found if found is not None and found.state not in "ZX" else None
+process.stat = stat
+main()
+"""
+
+
+def test_of_its_own_command_a_collector_knows_how_it_ended(
+    recording_name: str, tmp_path: Path
+) -> None:
+    source = "import shmrec, os; shmrec.attach(required=True); os.kill(os.getpid(), 9)"
+    collect = (*COMMAND, SILENT_KERNEL, recording_name, "--dir", str(tmp_path))
+    ended = subprocess.run([*collect, "--", *COMMAND, source], timeout=60)
+    assert ended.returncode == 137
+    [path] = snapshots(tmp_path, "-death-")
+    [dead] = shmrec.read(path).producers
+    assert dead.cause is not None
+    assert (dead.cause.signal, dead.cause.source) == (9, "parent")
+
+
 def test_a_commands_signals_are_passed_on(recording_name: str, tmp_path: Path) -> None:
     source = (
         "import signal, sys, time, shmrec\n"

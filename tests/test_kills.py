@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 
 from shmrec.kills import Kills, Memory, Sigkilled
+from shmrec.manifest import Cause
+
+from .findings import analysed, died, facts
 
 SECOND = 1_000_000_000
 MIB = 1 << 20
+KILL = Cause("signal 9 (SIGKILL)", "kernel (pidfd)", signal=9)
 
 
 class Clock:
@@ -84,6 +88,25 @@ def test_a_kill_that_was_counted_before_the_end(host: Host) -> None:
     assert not found["whole_machine"]
     assert found["risen_ns"] == host.clock.now
     assert 2 * SECOND <= found["window_ns"] <= 4 * SECOND
+
+
+def test_a_counted_kill_becomes_the_verdict(host: Host, tmp_path: Path) -> None:
+    """What a kernel does in a cgroup with too little memory, where none can be made."""
+    memory, other = host.memory(7), host.memory(8)
+    host.ticks(5)
+    spared = died(0, cause=KILL, memory=told(other))
+    host.killed(1)
+    host.clock.pass_seconds(0.1)
+    killed = died(1, cause=KILL, memory=told(memory), facts=facts(20 * MIB, 62 * MIB))
+    first, second = analysed(tmp_path, (spared, []), (killed, [])).findings
+    assert first.verdict is not None
+    assert second.verdict is not None
+    assert (first.verdict.kind, second.verdict.kind) == ("killed", "out of memory")
+    said = "\n".join(second.verdict.evidence)
+    assert "the kernel killed 1 process for want of memory in its cgroup" in said
+    assert str(host.group / "memory.events") in said
+    assert "it had 62.0 MiB resident of 64.0 MiB allowed" in said
+    assert "64.0 MiB of 64.0 MiB allowed at most" in said
 
 
 def test_one_that_takes_its_time_to_die_was_counted_a_tick_before(host: Host) -> None:

@@ -66,6 +66,7 @@ def test_a_text_describes_a_trigger(text: str, expected: Trigger) -> None:
         ("signal TERM", "one of USR1, USR2, HUP"),
         ("signal", "one of USR1"),
         ("timeout window=1s", "no window"),
+        ("death window=1s", "no window"),
         ("log daily=0", "from 1 to 100000"),
         ("log daily=9999999999999", "from 1 to 100000"),
         ("request", "never limited"),

@@ -97,7 +97,7 @@ def test_a_host_that_gave_up_on_it_ended_it(tmp_path: Path, code: int) -> None:
 def test_out_of_memory_is_not_certain_where_others_died_as_well(tmp_path: Path) -> None:
     found = verdict(tmp_path, cause=KILL, memory=memory(1, 1))
     assert found.kind == "killed"
-    assert "that is not certain" in found.text
+    assert found.text == "Killed with SIGKILL, possibly for want of memory: that is not certain."
     assert "1 other process died of SIGKILL in that cgroup meanwhile" in said(found)
     assert verdict(tmp_path, cause=KILL, memory=memory(2, 1)).kind == "out of memory"
 

@@ -47,6 +47,11 @@ SAID: Final = {
     "an exception that nobody handles, in a thread": ["unhandled ValueError in thread helper"],
     "`os._exit(3)` inside a request": ["It ended by itself, with exit code 3"],
     "the master is killed": ["Killed with SIGKILL", "gunicorn master"],
+    # These two are staged in the tests of the verdict.
+    "an exception that nobody handles ends a process": ["Unhandled exception: ValueError"],
+    "two are killed while the kernel counts one": [
+        "Killed with SIGKILL, possibly for want of memory: that is not certain"
+    ],
 }
 """What the README's table quotes of the report, by what happened."""
 HANGING: Final = {
