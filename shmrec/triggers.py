@@ -12,9 +12,10 @@ trigger is one line, words and then ``key=value`` options::
     exception, log, timeout, death     as a producer, a host or the kernel says
 
 Names are patterns of `fnmatch`, quoted where they hold spaces. Options: `window`, how long
-recording goes on before the snapshot (but for `timeout` and `death`); `interval`, the least time between two snapshots of the
-trigger; `daily`, the most of them within any 24 hours. A death is never dropped because of its
-interval: it waits for it, and those that come meanwhile are in the same snapshot.
+recording goes on before the snapshot (but for `timeout` and `death`); `interval`, the least time
+between two snapshots of the trigger; `daily`, the most of them within any 24 hours. A death is
+never dropped because of its interval: it waits for it, and those that come meanwhile are in the
+same snapshot.
 """
 
 from __future__ import annotations
