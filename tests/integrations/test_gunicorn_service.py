@@ -225,6 +225,8 @@ def test_workers_of_another_user(start: Start) -> None:
     service = start("-w", "2", "-u", "nobody", "-g", "nogroup", "--preload").ready(workers=2)
     path = service.enter("slow")
     victim = service.inside()
+    # It ends with the service, or a little later: it is waited for as well.
+    service.collector()
     assert os.stat(f"/proc/{victim}").st_uid != 0
     os.kill(victim, signal.SIGKILL)
     found = service.snapshot("death")
