@@ -8,18 +8,21 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shmrec import process
+from shmrec.layout import ENTRY
 from shmrec.segment import open_segment
 
 from .conftest import WAIT_SECONDS, wait_until
 from .dumping import DUMP, HOSTILE, Scene, a_scene, environment, failure
-from .recordings import unserved
+from .recordings import rings, unserved
 
 
 class Tail:
@@ -280,6 +283,73 @@ def test_a_restart(scene: Scene, tmp_path: Path, tail: Callable[..., Tail]) -> N
     assert waiting.objects[before - 1] == {
         **waiting.objects[before - 1], "kind": "ended", "recording": scene.name,
     }  # fmt: skip
+
+
+def test_until_a_time_that_has_passed(scene: Scene, tail: Callable[..., Tail]) -> None:
+    scene.do("import time")
+    scene.do("time.sleep(0.05); middle = time.time_ns(); time.sleep(0.05)")
+    scene.do("shmrec.instant('behind')")
+    scene.do("open(directory + '/middle', 'w').write(str(middle // 1000))")
+    micros = int((scene.directory / "middle").read_text())
+    middle = datetime.fromtimestamp(micros / 1e6, UTC).replace(tzinfo=None)
+    for when in (middle.isoformat(), middle.time().isoformat()):
+        for more in ((), ("-n", "3"), ("--since", "1h")):
+            follower = tail(scene.name, "--json", "--until", when, *more)
+            assert (follower.end(), follower.said) == (0, "")
+            names = [each["name"] for each in follower.objects if "name" in each]
+            assert names[-1] == "scene.ready"
+            assert len(names) == {(): 10, ("-n", "3"): 3}.get(more, len(names))
+
+
+def test_until_a_time_to_come(scene: Scene, tail: Callable[..., Tail]) -> None:
+    began = time.monotonic()
+    following = tail(scene.name, "--json", "--until", "+1.5s")
+    following.see("scene.ready")
+    # More often than it looks, till it has ended.
+    while following.running.poll() is None:
+        scene.do("shmrec.instant('tick')")
+    assert time.monotonic() - began >= 1.5
+    assert (following.end(), following.said) == (0, "")
+    ticks = [each["time_ns"] for each in following.objects if each.get("name") == "tick"]
+    asked = began * 1e9 + 1.5e9
+    assert ticks
+    # What happened just before is not held back; nothing later is shown.
+    assert asked - 0.5e9 < max(ticks) < asked + 5e9
+
+
+def test_until_while_there_is_no_recording(scene: Scene, tail: Callable[..., Tail]) -> None:
+    following = tail(scene.name, "--until", "+4s")
+    following.see("scene.ready")
+    assert scene.script.process.stdin is not None
+    scene.script.process.stdin.close()
+    following.hear("has ended: waiting for the next")
+    assert following.end() == 0
+
+
+def test_a_count_that_is_a_lie(scene: Scene, tail: Callable[..., Tail]) -> None:
+    pid = scene.workers[0]
+    with open_segment(scene.name) as segment:
+        [index] = [each.index for each in rings(segment) if each.entry().pid == pid]
+        at = ENTRY.word("opening", segment.geometry.entry(index))
+        honest = tail(scene.name, "--json", "-n", "99", "--pid", str(pid), "--until", "0")
+        assert honest.end() == 0
+        running = tail(scene.name, "--pid", str(pid))
+        running.see("exception")
+        kept, segment.words[at] = segment.words[at], 1 << 40
+        running.see("-- its count of batches is not to be believed: ring")
+        for more in (("-n", "99"), ("--since", "1h")):
+            lied = tail(scene.name, "--json", *more, "--pid", str(pid), "--until", "+0.5s")
+            assert lied.end() == 0
+            found = lied.objects
+            [doubt] = [each for each in found if each["kind"] == "doubted"]
+            assert str(1 << 40) in doubt["text"]
+            assert [each for each in found if "name" in each] == [
+                {**each, "wall": mine["wall"]}
+                for each, mine in zip(
+                    honest.objects, (e for e in found if "name" in e), strict=True
+                )
+            ]
+        segment.words[at] = kept
 
 
 def test_it_disturbs_nobody(scene: Scene, tail: Callable[..., Tail]) -> None:

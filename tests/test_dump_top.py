@@ -17,12 +17,13 @@ from shmrec.commands.topframe import frame
 from shmrec.commands.topview import SORTS, View
 from shmrec.decoder import OpenSpan
 from shmrec.entry import Entry
-from shmrec.layout import LOSSES
+from shmrec.layout import ENTRY, LOSSES
 from shmrec.observer import Sighting
 from shmrec.segment import open_segment
 
 from .conftest import snapshots, wait_until
 from .dumping import DUMP, HOSTILE, Scene, a_scene, dump, dump_json, failure
+from .recordings import rings
 from .terminals import Bare, Tmux, needs_tmux
 
 NOW = 1_000_000_000_000
@@ -254,6 +255,36 @@ def test_it_disturbs_nobody(scene: Scene) -> None:
         before = bytes(segment.view[: segment.geometry.rings_offset])
         dump("top", scene.name, "--once", "--interval", "0.1")
         assert bytes(segment.view[: segment.geometry.rings_offset]) == before
+
+
+@needs_tmux
+def test_a_count_that_is_a_lie(scene: Scene) -> None:
+    pid = scene.workers[1]
+    with open_segment(scene.name) as segment:
+        [index] = [each.index for each in rings(segment) if each.entry().pid == pid]
+        at = ENTRY.word("opening", segment.geometry.entry(index))
+        honest = dump_json("top", scene.name, "--interval", "0.1")["producers"]
+        assert not any(each["damage"] for each in honest)
+        with Tmux(*top(scene), columns=200) as terminal:
+            terminal.see("worker 1")
+            kept, segment.words[at] = segment.words[at], 1 << 40
+            said = f"! worker 1[{pid}]: not all of its ring is to be believed: ring {index}: newest"
+            shown = terminal.see(f"!{pid}", said)
+            assert shown.count("/slow/") == 3
+            once = dump("top", scene.name, "--once", "--interval", "0.1").stdout
+            assert said in " ".join(once.split())
+            assert once.count("!") == 2
+            lied = dump_json("top", scene.name, "--interval", "0.1")["producers"]
+            segment.words[at] = kept
+            wait_until(lambda: "!" not in terminal.shown())
+    before, after = (next(each for each in all if each["pid"] == pid) for all in (honest, lied))
+    assert str(1 << 40) in after["damage"][0]
+    assert len(before["open_spans"]) == 2
+    for key in ("recorded", "lost", "newest_ns", "rate"):
+        assert after[key] == before[key]
+    assert [each["span"] for each in after["open_spans"]] == [
+        each["span"] for each in before["open_spans"]
+    ]
 
 
 # The view.

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from shmrec import live
 from shmrec.commands.screen import STYLES, Part
-from shmrec.commands.topview import COLUMNS, SORTS, Row, View, rows
+from shmrec.commands.topview import COLUMNS, SORTS, Row, View, disbelieved, rows
 from shmrec.commands.wording import clock, counted, safe
 from shmrec.observer import Sighting
 
@@ -108,6 +108,9 @@ def frame(
     shown = [row.key for row in found if row.head]
     first, second = summary(recording, sightings, name)
     first.append((f"  {clock(now[1]).partition('.')[0]} UTC", "dim"))
+    if not message and (doubts := disbelieved(view.chosen(sightings))):
+        more = f" (+{len(doubts) - 1})" if doubts[1:] else ""
+        message = (doubts[0] + more, "bad")
     lines = [_text(first, width), _text(second, width), _text([_third(view, message)], width)]
     room = max(0, height - len(lines) - 2)
     if view.helping:

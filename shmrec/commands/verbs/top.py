@@ -22,7 +22,7 @@ from shmrec.commands.parameters import (
 )
 from shmrec.commands.requesting import Asked
 from shmrec.commands.screen import Part, Screen
-from shmrec.commands.topview import COLUMNS, SORTS, View, rows
+from shmrec.commands.topview import COLUMNS, SORTS, View, disbelieved, rows
 from shmrec.observer import Observer, Sighting
 from shmrec.segment import Segment
 
@@ -45,7 +45,9 @@ Keys:
 Columns: events a second and processor time since the look before; what is resident; events that
 were lost (not those overwritten by newer ones, as a full ring does); the last event; the oldest
 request that is open, or the oldest span where there is none; what the same thread is inside of
-besides, and how many more spans are open. Where there is no room, columns are left out.
+besides, and how many more spans are open. Where there is no room, columns are left out. A ! before
+the pid: not all that its ring says is to be believed, because somebody wrote over it; what is
+whole is shown, and a line says what is not.
 
 \b
 When the recording ends it says so, and goes on with the next one of that name. Exit status: 0 at
@@ -155,6 +157,8 @@ def _print(view: View, recording: live.Recording, sightings: list[Sighting], now
         screen.table([column.heading for column in COLUMNS], table, indent=2)
     else:
         screen.line("No process.", indent=2)
+    for doubt in disbelieved(view.chosen(sightings)):
+        screen.line((doubt, "bad"))
 
 
 class _Top:
