@@ -11,6 +11,7 @@ import click
 
 from shmrec import live
 from shmrec.commands.jsonform import dumps, live_object, recording_object
+from shmrec.commands.options import defaulted
 from shmrec.commands.parameters import (
     Now,
     has_ended,
@@ -64,21 +65,8 @@ Examples:
 
 @click.command("top", epilog=_EPILOG, short_help="Watch what each process is doing.")
 @recording_arguments
-@click.option(
-    "-d",
-    "--interval",
-    type=click.FloatRange(0.1, 3600),
-    default=1.0,
-    show_default=True,
-    help="Seconds between two looks.",
-)
-@click.option(
-    "--sort",
-    type=click.Choice(tuple(SORTS)),
-    default="oldest",
-    show_default=True,
-    help="What comes first.",
-)
+@defaulted("-d, --interval", click.FloatRange(0.1, 3600), 1.0, "Seconds between two looks.")
+@defaulted("--sort", click.Choice(tuple(SORTS)), "oldest", "What comes first.")
 @click.option("--reverse", is_flag=True, help="The other way round.")
 @click.option("--filter", "needle", default="", metavar="TEXT", help="Only what has the text.")
 @click.option("--threads", is_flag=True, help="With the threads of each process.")
