@@ -177,6 +177,8 @@ class View:
             self.typing, self.needle = False, ""
         elif key == "backspace":
             self.needle = self.needle[:-1]
+        elif key == "clear":
+            self.needle = ""
         elif len(key) == 1 and key.isprintable():
             self.needle += key
 

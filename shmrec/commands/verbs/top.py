@@ -28,6 +28,8 @@ from shmrec.observer import Observer, Sighting
 from shmrec.segment import Segment
 
 _REASON: Final = "requested from top"
+_SAID_NS: Final = 30_000_000_000
+"""How long what happened once is shown: to be read, and a path to be taken from the screen."""
 
 _EPILOG: Final = f"""\b
 Keys:
@@ -46,8 +48,10 @@ Keys:
 Columns: events a second and processor time since the look before; what is resident; events that
 were lost (not those overwritten by newer ones, as a full ring does); the last event; the oldest
 request that is open, or the oldest span where there is none; what the same thread is inside of
-besides, and how many more spans are open. Where there is no room, columns are left out. A ! before
-the pid: not all that its ring says is to be believed, because somebody wrote over it; what is
+besides, and how many more spans are open. Where there is no room, columns are left out.
+
+\b
+A ! before the pid: somebody wrote over its ring, so that not all of it is to be believed. What is
 whole is shown, and a line says what is not.
 
 \b
@@ -164,6 +168,7 @@ class _Top:
         self._sightings: list[Sighting] = []
         self._asked: Asked | None = None
         self._message: Part = ""
+        self._said_ns = 0
         self._seen: tuple[int, int] = (0, 0)
 
     def run(self) -> None:
@@ -177,6 +182,8 @@ class _Top:
                 self._look()
                 due = now + self._interval_ns
             self._answered()
+            if self._asked is None and now - self._said_ns > _SAID_NS:
+                self._message = ""
             width, height = self._screen.size
             lines, shown = frame(
                 view,
@@ -201,10 +208,11 @@ class _Top:
         if self._segment is None:
             segment = open_next(*self._of, self._run)
             if segment is None:
+                self._seen = Now.read()
                 return
             self._segment, self._run = segment, segment.field("run_id")
             self._observer = Observer(segment)
-            self._message = ("the recording has begun anew", "good")
+            self._say("the recording has begun anew", "good")
         if has_ended(self._segment):
             self._segment.close()
             self._segment = self._recording = None
@@ -221,5 +229,8 @@ class _Top:
 
     def _answered(self) -> None:
         if self._asked is not None and self._asked.said:
-            self._message = (self._asked.said, "bad" if self._asked.failed else "good")
+            self._say(self._asked.said, "bad" if self._asked.failed else "good")
             self._asked = None
+
+    def _say(self, text: str, style: str) -> None:
+        self._message, self._said_ns = (text, style), time.monotonic_ns()
