@@ -14,14 +14,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from shmrec import process
+from shmrec import follow, process
+from shmrec.commands.parameters import to_moment
+from shmrec.commands.verbs import tail as verb
+from shmrec.follow import WINDOW_NS, Follower
 from shmrec.layout import ENTRY
 from shmrec.segment import open_segment
 
 from .conftest import WAIT_SECONDS, wait_until
 from .dumping import DUMP, HOSTILE, Scene, a_scene, environment, failure
+from .joined import SECOND, joined
 from .recordings import rings, unserved
 
 
@@ -299,6 +304,65 @@ def test_until_a_time_that_has_passed(scene: Scene, tail: Callable[..., Tail]) -
             names = [each["name"] for each in follower.objects if "name" in each]
             assert names[-1] == "scene.ready"
             assert len(names) == {(): 10, ("-n", "3"): 3}.get(more, len(names))
+
+
+NOON = 43_200 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("when", "since", "expected"),
+    [
+        ("5", None, -5),
+        ("+5", None, 5),
+        ("+250ms", None, 0.25),
+        ("1970-01-02T12:00:07Z", None, 86_407),
+        # A time of day: the nearest, or the first since.
+        ("12:00:30", None, 30),
+        ("11:59:30", None, -30),
+        ("23:00", None, 39_600),
+        ("01:00", None, -39_600),
+        ("01:00", 39_000, 46_800),
+        ("01:00", 40_000, -39_600),
+        ("11:59:30", 60, -30),
+        ("11:59:30", 20, 86_370),
+    ],
+)
+def test_what_until_means(when: str, since: int | None, expected: float) -> None:
+    now = 1_000_000 * SECOND
+    since_ns = now - since * SECOND if since is not None else None
+    found = to_moment(when).ending(now, NOON, since_ns)
+    assert 0 <= found - (now + expected * SECOND) < 1000
+
+
+@pytest.mark.parametrize("when", ["+", "+5s ago", "++5", "+-5", "5+"])
+def test_what_until_does_not_mean(when: str) -> None:
+    with pytest.raises(click.BadParameter):
+        to_moment(when)
+
+
+def test_until_is_over_as_soon_as_all_has_been_printed(
+    recording_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with joined(recording_name) as made:
+        made.join(0)
+        follower = Follower(made.segment)
+        follower.from_now()
+        made.put(0, "x")
+        until = made.now
+        for after, over in ((0, False), (WINDOW_NS - 1, False), (WINDOW_NS, True)):
+            follower.poll(until + after)
+            assert verb._passed(until, until + after, follower) == over
+        # Who cannot be read as fast as it records holds up, but not for ever.
+        monkeypatch.setattr(follow, "BATCHES_A_POLL", 1)
+        while not follower.behind:
+            made.put(0, "y", filler="x" * 900)
+            made.put(0, "y", filler="x" * 900)
+            if made.reader(0).announced()[1] > 3:
+                follower.poll(made.now)
+        until = made.now
+        assert not verb._passed(until, until + 2 * SECOND, follower)
+        assert verb._passed(until, until + 6 * SECOND, follower)
+        assert verb._passed(until, until)
 
 
 def test_until_a_time_to_come(scene: Scene, tail: Callable[..., Tail]) -> None:
