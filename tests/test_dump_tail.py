@@ -18,7 +18,9 @@ import click
 import pytest
 
 from shmrec import follow, process
+from shmrec.commands.filters import Wanted
 from shmrec.commands.parameters import to_moment
+from shmrec.commands.tail_output import Output
 from shmrec.commands.verbs import tail as verb
 from shmrec.follow import WINDOW_NS, Follower
 from shmrec.layout import ENTRY
@@ -361,8 +363,29 @@ def test_until_is_over_as_soon_as_all_has_been_printed(
                 follower.poll(made.now)
         until = made.now
         assert not verb._passed(until, until + 2 * SECOND, follower)
-        assert verb._passed(until, until + 6 * SECOND, follower)
+        assert verb._passed(until, until + 31 * SECOND, follower)
         assert verb._passed(until, until)
+
+
+def test_looking_back_ends_however_fast_and_whatever_is_wanted(
+    recording_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What the filter lets pass never comes, and whenever it has read there is more.
+    class Faster(Follower):
+        polls = 0
+
+        @property
+        def behind(self) -> bool:
+            Faster.polls += 1
+            assert Faster.polls < 1000
+            return True
+
+    with joined(recording_name) as made:
+        made.join(0)
+        made.put(0, "x")
+        output = Output(Wanted(name="nothing"), None, None, False)
+        verb._catch_up(Faster(made.segment, window_ns=0), output, 10)
+        assert capsys.readouterr().out == ""
 
 
 def test_until_a_time_to_come(scene: Scene, tail: Callable[..., Tail]) -> None:

@@ -24,6 +24,7 @@ from shmrec.commands.parameters import (
 )
 from shmrec.commands.progress import progress
 from shmrec.commands.tail_output import BEGUN, ENDED, Output
+from shmrec.commands.terminal import warn
 from shmrec.decoder import Event
 from shmrec.errors import SegmentError
 from shmrec.follow import DOUBTED, Follower, Note
@@ -34,8 +35,8 @@ _EVERY: Final = 0.1
 """Seconds between two looks into shared memory."""
 _AGAIN: Final = 0.2
 """Seconds between two looks for the next recording of that name."""
-_PATIENCE_NS: Final = 5_000_000_000
-"""So long after --until it goes on where producers record faster than it reads."""
+_PATIENCE_NS: Final = 30_000_000_000
+"""So long after --until it goes on reading what was recorded before, faster than it reads."""
 
 _EPILOG: Final = f"""\\b
 WHEN is one of
@@ -145,16 +146,16 @@ def _catch_up(follower: Follower, output: Output, count: int | None) -> None:
         return
     whole = output.wanted.everything and output.since_ns is None and output.until_ns is None
     follower.back(count=count if whole else None, since_ns=output.since_ns)
-    began, newest = time.monotonic_ns(), 0
+    began = time.monotonic_ns()
+    enough = began if output.until_ns is None else min(began, output.until_ns)
     last: deque[Event | Note] = deque(maxlen=count)
     doubts: dict[int, Note] = {}
     with progress("looking back") as tick:
         over = False
         while not over:
             found = output.chosen(follower.poll(time.monotonic_ns()))
-            newest = found[-1].time_ns if found else newest
             # Of what is recorded faster than it is read, all that was there is what counts.
-            over = not follower.behind or newest > began
+            over = not follower.behind or follower.complete_ns >= enough
             if not follower.behind:
                 found += output.chosen(follower.poll(time.monotonic_ns(), drain=True))
             for each in found:
@@ -181,6 +182,8 @@ def _follow(segment: Segment, follower: Follower, output: Output) -> bool:
             found += follower.poll(time.monotonic_ns(), drain=True)
         output.print(output.chosen(found))
         if _passed(output.until_ns, now, follower):
+            if follower.complete_ns < (output.until_ns or 0):
+                warn("it is recorded faster than read: not all events until then were printed")
             return False
         if over:
             return True
