@@ -23,7 +23,7 @@ from shmrec.manifest import ENDED, FACTS, Producer
 from shmrec.snapshot_file import Snapshot
 from shmrec.stillness import Stillness, find_stillness
 
-__all__ = ["Change", "Comparison", "Durations", "Facts", "NameChange", "SpanChange", "compare"]
+__all__ = ["Change", "Comparison", "EndedSpans", "Facts", "NameChange", "SpanChange", "compare"]
 
 CAME: Final = "came"
 WENT: Final = "went"
@@ -103,8 +103,8 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Durations:
-    """How long the ended spans of one name took; all 0 where there were none."""
+class EndedSpans:
+    """The ended spans of one name: how many, how long they took; all 0 where there were none."""
 
     count: int = 0
     median_ns: int = 0
@@ -120,8 +120,8 @@ class NameChange:
     """
 
     name: str
-    before: Durations
-    after: Durations
+    before: EndedSpans
+    after: EndedSpans
 
 
 @dataclass(frozen=True)
@@ -249,19 +249,19 @@ class _Ends:
                 if (event.producer, event.span) in self._wanted:
                     self.took[event.producer, event.span] = duration
 
-    def durations(self, name: str) -> Durations:
+    def named(self, name: str) -> EndedSpans:
         lasted = sorted(self.lasted.get(name, ()))
         if not lasted:
-            return Durations()
+            return EndedSpans()
         middle = len(lasted) // 2
         median = (lasted[middle] + lasted[~middle]) // 2
-        return Durations(len(lasted), median, lasted[-1], sum(lasted))
+        return EndedSpans(len(lasted), median, lasted[-1], sum(lasted))
 
 
 def _name_changes(then: _Ends, now: _Ends) -> list[NameChange]:
     """By the time that was spent in them in all, most first."""
     found = [
-        NameChange(name, then.durations(name), now.durations(name))
+        NameChange(name, then.named(name), now.named(name))
         for name in then.lasted.keys() | now.lasted.keys()
     ]
     return sorted(found, key=lambda each: (-each.after.total_ns, -each.before.total_ns, each.name))

@@ -8,6 +8,7 @@ What it promises, and what not:
 
 - Every event that is in the rings when it is polled comes once, in its producer's order. What a
   producer overwrote before it was read comes as a note, in its place, with the number of events.
+  Of a ring that lies about how many batches there are, it is those in whole slots, and a note.
 - Events of several producers are in time order as long as none is published later than
   `WINDOW_NS` after its time; so long are events held. One that comes later is handed out as soon
   as it is seen. A time that lies in the future counts as now.
@@ -26,9 +27,10 @@ from typing import Final, NamedTuple
 
 from shmrec.bulk import WHOLE, Runs
 from shmrec.decoder import Event
+from shmrec.doubting import DoubtingReader, doubting_readers
 from shmrec.layout import LOST_AT_MOST, EntryState
 from shmrec.live import DEAD, DETACHED, States
-from shmrec.ring import Head, RingReader, readers
+from shmrec.ring import Head
 from shmrec.segment import Segment
 
 __all__ = ["BATCHES_A_POLL", "HELD", "LOOKED_BACK", "WINDOW_NS", "Follower", "Note"]
@@ -47,6 +49,7 @@ JOINED: Final = "joined"
 LEFT: Final = "left"
 DIED: Final = "died"
 DAMAGE: Final = "damage"
+DOUBTED: Final = "doubted"
 
 _key = itemgetter(0)
 
@@ -84,6 +87,7 @@ class _Place:
     """Up to when it has been read, where there is more."""
     behind: bool = False
     gone: bool = False
+    doubted: bool = False
     notes: set[str] = field(default_factory=set)
 
 
@@ -94,7 +98,7 @@ class Follower:
     """
 
     def __init__(self, segment: Segment, *, window_ns: int = WINDOW_NS) -> None:
-        self._readers: Final = readers(segment)
+        self._readers: Final = doubting_readers(segment)
         self._states: Final = States(segment)
         self._window: Final = window_ns
         self._places: dict[int, _Place] = {}
@@ -103,6 +107,8 @@ class Follower:
         self._turn = 0
         self.lost = 0
         """Events that were overwritten before they could be read."""
+        self.complete_ns = 0
+        """Up to then all has been handed out; later ones may have been, too."""
 
     @property
     def behind(self) -> bool:
@@ -157,6 +163,7 @@ class Follower:
             if place is None:
                 continue
             mark = self._readers[index].mark()
+            self._doubt(index, place, now)
             if mark == place.mark and not place.behind:
                 continue
             if left <= 0:
@@ -232,7 +239,7 @@ class Follower:
         return took
 
     def _batch(
-        self, reader: RingReader, head: Head, place: _Place, index: int
+        self, reader: DoubtingReader, head: Head, place: _Place, index: int
     ) -> tuple[list[tuple[int, Event | Note]], int]:
         """What is new of a batch, and how many events before it are lost."""
         taken = place.taken if head.number == place.number else 0
@@ -262,6 +269,13 @@ class Follower:
             text = f"batch {head.number}: {runs.damage}"
             new.append((head.start_ns, self._note(head.start_ns, DAMAGE, index, place, 0, text)))
         return new, min(max(0, gap), LOST_AT_MOST)
+
+    def _doubt(self, index: int, place: _Place, now: int) -> None:
+        """Say that a ring lies about its batches: once, until it tells the truth again."""
+        doubt = self._readers[index].doubt
+        if doubt and not place.doubted:
+            self._hold(self._note(now, DOUBTED, index, place, 0, doubt), now)
+        place.doubted = bool(doubt)
 
     def _look(self, now: int) -> None:
         """Say who has ended since the last look."""
@@ -295,6 +309,7 @@ class Follower:
         for place in self._places.values():
             if place.behind:
                 until = min(until, place.read_ns)
+        self.complete_ns = until
         ready = len(held)
         if not drain:
             while ready and held[ready - 1][0] > until:
@@ -305,7 +320,7 @@ class Follower:
         return found
 
 
-def _beginning(reader: RingReader, count: int | None, since_ns: int | None) -> int:
+def _beginning(reader: DoubtingReader, count: int | None, since_ns: int | None) -> int:
     """The number of the batch to begin with, for `Follower.back`."""
     oldest, newest = reader.announced()
     total = -1

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shmrec import process
+from shmrec.doubting import DoubtingReader, doubting_readers
 from shmrec.ending import Ending
 from shmrec.live import (
     LIVING,
@@ -26,7 +27,6 @@ from shmrec.live import (
     ending_of,
     overwritten,
 )
-from shmrec.ring import RingReader, readers
 from shmrec.segment import Segment
 
 __all__ = ["BATCHES_A_LOOK", "Observer", "Sighting"]
@@ -43,7 +43,8 @@ class Sighting(LiveProducer):
 
     `rate` in events a second and `cpu` in percent of a processor are since the look before, None
     at the first. `rss` in bytes and `threads` are 0 of one that does not live. Its open spans are
-    those of `looked_ns`.
+    those of `looked_ns`. Where its ring lies about how many batches there are, all is of what the
+    slots hold, and the first line of `damage` says so.
     """
 
     rate: float | None = None
@@ -76,7 +77,7 @@ class Observer:
     """Looks at the producers of one segment."""
 
     def __init__(self, segment: Segment) -> None:
-        self._readers: Final = readers(segment)
+        self._readers: Final = doubting_readers(segment)
         self._states: Final = States(segment)
         self._known: dict[int, _Known] = {}
         self._late: list[int] = []
@@ -106,7 +107,7 @@ class Observer:
         return [found[index] for index in sorted(found)]
 
     @staticmethod
-    def _read(reader: RingReader, known: _Known, mark: tuple[int, int], now: int) -> int:
+    def _read(reader: DoubtingReader, known: _Known, mark: tuple[int, int], now: int) -> int:
         """See what it is inside of; returns how many batches that may have taken."""
         notes: list[str] = []
         try:
@@ -117,7 +118,7 @@ class Observer:
         known.mark, known.looked_ns, known.notes = mark, now, tuple(notes)
         return NEWEST if known.ending.partial else min(2, max(1, len(heads)))
 
-    def _sighting(self, reader: RingReader, known: _Known, now: int) -> Sighting:
+    def _sighting(self, reader: DoubtingReader, known: _Known, now: int) -> Sighting:
         entry = reader.entry()
         seen = process.stat(entry.pid)
         state = self._states.of(entry, seen)
@@ -133,7 +134,7 @@ class Observer:
             newest_ns=ending.newest_ns,
             open_spans=ending.open_spans,
             partial=ending.partial,
-            damage=list(known.notes),
+            damage=[*filter(None, [reader.doubt]), *known.notes],
             looked_ns=known.looked_ns,
         )
         passed = now - known.counted_ns

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shmrec.comparison import Change, Comparison, Durations, SpanChange, compare
+from shmrec.comparison import Change, Comparison, EndedSpans, SpanChange, compare
 from shmrec.errors import NotComparableError
 from shmrec.manifest import Producer, Stack
 from shmrec.ring import Batch
@@ -160,8 +160,8 @@ def test_durations_are_not_counted_twice(two: Two) -> None:
     came = (producer(1), other)
     found = two.compare(((producer(), before),), ((producer(), after), came))
     assert [(each.name, each.before, each.after) for each in found.names] == [
-        ("request", Durations(3, 20, 30, 60), Durations(2, 200, 300, 400)),
-        ("job", Durations(), Durations(2, 7, 7, 14)),
+        ("request", EndedSpans(3, 20, 30, 60), EndedSpans(2, 200, 300, 400)),
+        ("job", EndedSpans(), EndedSpans(2, 7, 7, 14)),
     ]
 
 
@@ -171,7 +171,7 @@ def test_durations_that_nobody_can_have_had(two: Two) -> None:
     assert (
         name.after
         == name.before
-        == Durations(2, ((1 << 63) - 1) // 2, (1 << 63) - 1, (1 << 63) - 1)
+        == EndedSpans(2, ((1 << 63) - 1) // 2, (1 << 63) - 1, (1 << 63) - 1)
     )
 
 

@@ -8,18 +8,28 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from shmrec import process
+from shmrec import follow, process
+from shmrec.commands.filters import Wanted
+from shmrec.commands.parameters import to_moment
+from shmrec.commands.tail_output import Output
+from shmrec.commands.verbs import tail as verb
+from shmrec.follow import WINDOW_NS, Follower
+from shmrec.layout import ENTRY
 from shmrec.segment import open_segment
 
 from .conftest import WAIT_SECONDS, wait_until
 from .dumping import DUMP, HOSTILE, Scene, a_scene, environment, failure
-from .recordings import unserved
+from .joined import SECOND, joined
+from .recordings import rings, unserved
 
 
 class Tail:
@@ -280,6 +290,153 @@ def test_a_restart(scene: Scene, tmp_path: Path, tail: Callable[..., Tail]) -> N
     assert waiting.objects[before - 1] == {
         **waiting.objects[before - 1], "kind": "ended", "recording": scene.name,
     }  # fmt: skip
+
+
+def test_until_a_time_that_has_passed(scene: Scene, tail: Callable[..., Tail]) -> None:
+    scene.do("import time")
+    scene.do("time.sleep(0.05); middle = time.time_ns(); time.sleep(0.05)")
+    scene.do("shmrec.instant('behind')")
+    scene.do("open(directory + '/middle', 'w').write(str(middle // 1000))")
+    micros = int((scene.directory / "middle").read_text())
+    middle = datetime.fromtimestamp(micros / 1e6, UTC).replace(tzinfo=None)
+    for when in (middle.isoformat(), middle.time().isoformat()):
+        for more in ((), ("-n", "3"), ("--since", "1h")):
+            follower = tail(scene.name, "--json", "--until", when, *more)
+            assert (follower.end(), follower.said) == (0, "")
+            names = [each["name"] for each in follower.objects if "name" in each]
+            assert names[-1] == "scene.ready"
+            assert len(names) == {(): 10, ("-n", "3"): 3}.get(more, len(names))
+
+
+NOON = 43_200 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("when", "since", "expected"),
+    [
+        ("5", None, -5),
+        ("+5", None, 5),
+        ("+250ms", None, 0.25),
+        ("1970-01-02T12:00:07Z", None, 86_407),
+        # A time of day: the nearest, or the first since.
+        ("12:00:30", None, 30),
+        ("11:59:30", None, -30),
+        ("23:00", None, 39_600),
+        ("01:00", None, -39_600),
+        ("01:00", 39_000, 46_800),
+        ("01:00", 40_000, -39_600),
+        ("11:59:30", 60, -30),
+        ("11:59:30", 20, 86_370),
+    ],
+)
+def test_what_until_means(when: str, since: int | None, expected: float) -> None:
+    now = 1_000_000 * SECOND
+    since_ns = now - since * SECOND if since is not None else None
+    found = to_moment(when).ending(now, NOON, since_ns)
+    assert 0 <= found - (now + expected * SECOND) < 1000
+
+
+@pytest.mark.parametrize("when", ["+", "+5s ago", "++5", "+-5", "5+"])
+def test_what_until_does_not_mean(when: str) -> None:
+    with pytest.raises(click.BadParameter):
+        to_moment(when)
+
+
+def test_until_is_over_as_soon_as_all_has_been_printed(
+    recording_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with joined(recording_name) as made:
+        made.join(0)
+        follower = Follower(made.segment)
+        follower.from_now()
+        made.put(0, "x")
+        until = made.now
+        for after, over in ((0, False), (WINDOW_NS - 1, False), (WINDOW_NS, True)):
+            follower.poll(until + after)
+            assert verb._passed(until, until + after, follower) == over
+        # Who cannot be read as fast as it records holds up, but not for ever.
+        monkeypatch.setattr(follow, "BATCHES_A_POLL", 1)
+        while not follower.behind:
+            made.put(0, "y", filler="x" * 900)
+            made.put(0, "y", filler="x" * 900)
+            if made.reader(0).announced()[1] > 3:
+                follower.poll(made.now)
+        until = made.now
+        assert not verb._passed(until, until + 2 * SECOND, follower)
+        assert verb._passed(until, until + 31 * SECOND, follower)
+        assert verb._passed(until, until)
+
+
+def test_looking_back_ends_however_fast_and_whatever_is_wanted(
+    recording_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What the filter lets pass never comes, and whenever it has read there is more.
+    class Faster(Follower):
+        polls = 0
+
+        @property
+        def behind(self) -> bool:
+            Faster.polls += 1
+            assert Faster.polls < 1000
+            return True
+
+    with joined(recording_name) as made:
+        made.join(0)
+        made.put(0, "x")
+        output = Output(Wanted(name="nothing"), None, None, False)
+        verb._catch_up(Faster(made.segment, window_ns=0), output, 10)
+        assert capsys.readouterr().out == ""
+
+
+def test_until_a_time_to_come(scene: Scene, tail: Callable[..., Tail]) -> None:
+    began = time.monotonic()
+    following = tail(scene.name, "--json", "--until", "+1.5s")
+    following.see("scene.ready")
+    # More often than it looks, till it has ended.
+    while following.running.poll() is None:
+        scene.do("shmrec.instant('tick')")
+    assert time.monotonic() - began >= 1.5
+    assert (following.end(), following.said) == (0, "")
+    ticks = [each["time_ns"] for each in following.objects if each.get("name") == "tick"]
+    asked = began * 1e9 + 1.5e9
+    assert ticks
+    # What happened just before is not held back; nothing later is shown.
+    assert asked - 0.5e9 < max(ticks) < asked + 5e9
+
+
+def test_until_while_there_is_no_recording(scene: Scene, tail: Callable[..., Tail]) -> None:
+    following = tail(scene.name, "--until", "+4s")
+    following.see("scene.ready")
+    assert scene.script.process.stdin is not None
+    scene.script.process.stdin.close()
+    following.hear("has ended: waiting for the next")
+    assert following.end() == 0
+
+
+def test_a_count_that_is_a_lie(scene: Scene, tail: Callable[..., Tail]) -> None:
+    pid = scene.workers[0]
+    with open_segment(scene.name) as segment:
+        [index] = [each.index for each in rings(segment) if each.entry().pid == pid]
+        at = ENTRY.word("opening", segment.geometry.entry(index))
+        honest = tail(scene.name, "--json", "-n", "99", "--pid", str(pid), "--until", "0")
+        assert honest.end() == 0
+        running = tail(scene.name, "--pid", str(pid))
+        running.see("exception")
+        kept, segment.words[at] = segment.words[at], 1 << 40
+        running.see("-- its count of batches is not to be believed: ring")
+        for more in (("-n", "99"), ("--since", "1h")):
+            lied = tail(scene.name, "--json", *more, "--pid", str(pid), "--until", "+0.5s")
+            assert lied.end() == 0
+            found = lied.objects
+            [doubt] = [each for each in found if each["kind"] == "doubted"]
+            assert str(1 << 40) in doubt["text"]
+            assert [each for each in found if "name" in each] == [
+                {**each, "wall": mine["wall"]}
+                for each, mine in zip(
+                    honest.objects, (e for e in found if "name" in e), strict=True
+                )
+            ]
+        segment.words[at] = kept
 
 
 def test_it_disturbs_nobody(scene: Scene, tail: Callable[..., Tail]) -> None:

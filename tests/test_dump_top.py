@@ -17,12 +17,13 @@ from shmrec.commands.topframe import frame
 from shmrec.commands.topview import SORTS, View
 from shmrec.decoder import OpenSpan
 from shmrec.entry import Entry
-from shmrec.layout import LOSSES
+from shmrec.layout import ENTRY, LOSSES
 from shmrec.observer import Sighting
 from shmrec.segment import open_segment
 
 from .conftest import snapshots, wait_until
 from .dumping import DUMP, HOSTILE, Scene, a_scene, dump, dump_json, failure
+from .recordings import rings
 from .terminals import Bare, Tmux, needs_tmux
 
 NOW = 1_000_000_000_000
@@ -130,6 +131,28 @@ def test_it_goes_on_with_the_next_recording(scene: Scene, tmp_path: Path) -> Non
         terminal.see("it has ended, waiting for the next")
         with a_scene(scene.name, tmp_path / "again") as again:
             terminal.see("the recording has begun anew", "worker 0", str(again.workers[0]))
+
+
+FORGETFUL = """
+import sys
+from shmrec.commands import dump
+from shmrec.commands.verbs import top
+top._SAID_NS = 1_000_000_000
+sys.argv[0] = "shmrec-dump"
+dump.main()
+"""
+
+
+@needs_tmux
+def test_what_happened_once_is_not_said_for_ever(scene: Scene) -> None:
+    command = [*top(scene)]
+    command[1:3] = ["-c", FORGETFUL]
+    scene.kill_collector()
+    with Tmux(*command) as terminal:
+        terminal.see("no collector", "worker 0")
+        terminal.keys("s")
+        terminal.see("no snapshot: recording")
+        wait_until(lambda: "no snapshot: recording" not in terminal.shown())
 
 
 FAILING = """
@@ -256,6 +279,36 @@ def test_it_disturbs_nobody(scene: Scene) -> None:
         assert bytes(segment.view[: segment.geometry.rings_offset]) == before
 
 
+@needs_tmux
+def test_a_count_that_is_a_lie(scene: Scene) -> None:
+    pid = scene.workers[1]
+    with open_segment(scene.name) as segment:
+        [index] = [each.index for each in rings(segment) if each.entry().pid == pid]
+        at = ENTRY.word("opening", segment.geometry.entry(index))
+        honest = dump_json("top", scene.name, "--interval", "0.1")["producers"]
+        assert not any(each["damage"] for each in honest)
+        with Tmux(*top(scene), columns=200) as terminal:
+            terminal.see("worker 1")
+            kept, segment.words[at] = segment.words[at], 1 << 40
+            said = f"! worker 1[{pid}]: not all of its ring is to be believed: ring {index}: newest"
+            shown = terminal.see(f"!{pid}", said)
+            assert shown.count("/slow/") == 3
+            once = dump("top", scene.name, "--once", "--interval", "0.1").stdout
+            assert said in " ".join(once.split())
+            assert once.count("!") == 2
+            lied = dump_json("top", scene.name, "--interval", "0.1")["producers"]
+            segment.words[at] = kept
+            wait_until(lambda: "!" not in terminal.shown())
+    before, after = (next(each for each in all if each["pid"] == pid) for all in (honest, lied))
+    assert str(1 << 40) in after["damage"][0]
+    assert len(before["open_spans"]) == 2
+    for key in ("recorded", "lost", "newest_ns", "rate"):
+        assert after[key] == before[key]
+    assert [each["span"] for each in after["open_spans"]] == [
+        each["span"] for each in before["open_spans"]
+    ]
+
+
 # The view.
 
 
@@ -276,15 +329,21 @@ def sighting(index: int, label: str = "w", spans: int = 1, **more: object) -> Si
 
 
 def drawn(
-    view: View, seen: list[Sighting], width: int = 120, height: int = 20
+    view: View,
+    seen: list[Sighting],
+    width: int = 120,
+    height: int = 20,
+    message: str = "",
+    *,
+    ended: bool = False,
 ) -> tuple[list[str], list[tuple[int, int]]]:
     lines, shown = frame(
         view,
-        live.Recording("web", live.OPEN, collector=5),
+        None if ended else live.Recording("web", live.OPEN, collector=5),
         seen,
         name="web",
         now=(NOW, 1_700_000_000_000_000_000),
-        message="",
+        message=message,
         width=width,
         height=height,
     )
@@ -298,9 +357,27 @@ def test_a_frame_fills_the_terminal_and_no_more() -> None:
     for width in range(1, 200, 7):
         for height in (1, 2, 3, 5, 24, 60):
             for view in (View(), View(all_expanded=True), View(helping=True), View(typing=True)):
-                lines, _ = drawn(view, seen, width, height)
-                assert len(lines) == height
-                assert max(map(cell_len, lines)) <= width
+                for message in ("", "a snapshot: " + "/long" * 50, "a b " * 500):
+                    lines, _ = drawn(view, seen, width, height, message)
+                    assert len(lines) == height
+                    assert max(map(cell_len, lines)) <= width
+
+
+def test_what_is_long_goes_on_in_the_next_line() -> None:
+    path = "/var/lib/shmrec/web-20261124T190723Z-requested-from-top-1.shmrec"
+    lines, _ = drawn(View(), [sighting(0)], 40, 24, f"snapshot: {path}")
+    assert path in "".join(lines)
+    assert "pid" in lines[4]
+    lines, _ = drawn(View(helping=True), [], 40, 24)
+    said = " ".join(" ".join(lines).split())
+    assert "show only what has the text: pid, label, state, open spans; Esc shows all again" in said
+    assert "? help" in lines[-1]
+
+
+def test_of_a_recording_that_has_ended_nothing_is_said_of_processes() -> None:
+    view = View(needle="x")
+    assert any("No process has that in it." in line for line in drawn(view, [])[0])
+    assert not any("No process" in line for line in drawn(view, [], ended=True)[0])
 
 
 def test_the_selected_one_is_in_sight() -> None:
@@ -368,6 +445,8 @@ def test_typing_a_filter() -> None:
     for key in ("/", "q", "ü", "x", "backspace", "up"):
         view.press(key, [], 3)
     assert (view.needle, view.typing, view.over) == ("qü", True, False)
+    for key in ("clear", "q", "ü"):
+        view.press(key, [], 3)
     view.press("enter", [], 3)
     view.press("q", [], 3)
     assert (view.needle, view.typing, view.over) == ("qü", False, True)
@@ -377,8 +456,8 @@ def test_typing_a_filter() -> None:
 
 
 def test_keys() -> None:
-    assert fullscreen.keys("q\x1b[A\x1bOB\x1b[5~ü\r\x7f\x1b") == [
-        "q", "up", "down", "page up", "ü", "enter", "backspace", "escape",
+    assert fullscreen.keys("q\x1b[A\x1bOB\x1b[5~ü\r\x7f\x15\x1b") == [
+        "q", "up", "down", "page up", "ü", "enter", "backspace", "clear", "escape",
     ]  # fmt: skip
     # What is not known is nothing, least of all the letters that it ends with.
     assert fullscreen.keys("\x1b[1;5q\x1b[200~x") == ["x"]

@@ -53,6 +53,7 @@ LEVELS = (
         "lookout",
         "heading",
         "owners",
+        "doubting",
     ),
     ("copying",),
     (

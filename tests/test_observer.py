@@ -102,7 +102,8 @@ def test_large_rings_cost_what_small_ones_do(
         rings.join(0)
         try:
             rings.put(0, "x")
-            rings.set(0, opening=1 << 30)
+            for number in range(400):
+                rings.put(0, f"e{number}", text="x" * 900)
             loads: list[int] = []
             following = RingReader.following
 

@@ -20,6 +20,7 @@ import click
 from shmrec import cuts, layout, store, triggers
 from shmrec._version import __version__
 from shmrec.collector import Collector, spare_signals
+from shmrec.commands.options import defaulted
 from shmrec.commands.terminal import run
 from shmrec.deaths import PARENT
 from shmrec.errors import CollectorRunningError, CutShortError, ShmrecError, TriggerError
@@ -75,57 +76,47 @@ def _to_bytes(value: str) -> int:
 @click.argument("name")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="Where snapshots go.")
-@click.option(
+@defaulted(
     "--size",
-    type=_to_bytes,
-    metavar="BYTES",
-    default=str(layout.DEFAULT_RING_SIZE),
-    show_default="2M",
-    help="Memory of each producer's ring, and what a snapshot keeps of it.",
+    _to_bytes,
+    str(layout.DEFAULT_RING_SIZE),
+    "Memory of each producer's ring, and what a snapshot keeps of it.",
+    shown="2M",
+    unit="BYTES",
 )
-@click.option(
-    "--period",
-    type=click.FloatRange(0, 1e9),
-    default=10.0,
-    show_default=True,
-    help="Seconds that a snapshot keeps.",
-)
-@click.option(
+@defaulted("--period", click.FloatRange(0, 1e9), 10.0, "Seconds that a snapshot keeps.")
+@defaulted(
     "--producers",
-    type=click.IntRange(1, layout.MAXIMUM_PRODUCERS),
-    default=layout.DEFAULT_PRODUCERS,
-    show_default=True,
-    help="Rings: how many processes can be recorded at once.",
+    click.IntRange(1, layout.MAXIMUM_PRODUCERS),
+    layout.DEFAULT_PRODUCERS,
+    "Rings: how many processes can be recorded at once.",
 )
 @click.option("--path", type=click.Path(), help="Keep the memory in this file, not in /dev/shm.")
-@click.option(
+@defaulted(
     "--flushes",
-    type=click.IntRange(1, 2),
-    default=2,
-    show_default=True,
-    help="Flushes of a snapshot; 1 trusts the in-band signal alone.",
+    click.IntRange(1, 2),
+    2,
+    "Flushes of a snapshot; 1 trusts the in-band signal alone.",
 )
-@click.option(
+@defaulted(
     "--deadline",
-    type=click.FloatRange(0.001, 60),
-    default=1.0,
-    show_default=True,
-    help="Seconds after which a snapshot goes on without a stalled producer.",
+    click.FloatRange(0.001, 60),
+    1.0,
+    "Seconds after which a snapshot goes on without a stalled producer.",
 )
-@click.option(
+@defaulted(
     "--quota-count",
-    type=click.IntRange(1),
-    default=store.DEFAULT_COUNT,
-    show_default=True,
-    help="Snapshots to keep, the oldest go first.",
+    click.IntRange(1),
+    store.DEFAULT_COUNT,
+    "Snapshots to keep, the oldest go first.",
 )
-@click.option(
+@defaulted(
     "--quota-bytes",
-    type=_to_bytes,
-    metavar="BYTES",
-    default=str(store.DEFAULT_BYTES),
-    show_default="1G",
-    help="Bytes of snapshots to keep.",
+    _to_bytes,
+    str(store.DEFAULT_BYTES),
+    "Bytes of snapshots to keep.",
+    shown="1G",
+    unit="BYTES",
 )
 @click.option(
     "--trigger",
@@ -134,12 +125,11 @@ def _to_bytes(value: str) -> int:
     metavar="TEXT",
     help="What else causes a snapshot, see below; may be given several times.",
 )
-@click.option(
+@defaulted(
     "--stacks",
-    type=click.Choice(triggers.STACKS),
-    default=triggers.STACKS[0],
-    show_default=True,
-    help="Whose stacks are taken for a snapshot that nobody asked for.",
+    click.Choice(triggers.STACKS),
+    triggers.STACKS[0],
+    "Whose stacks are taken for a snapshot that nobody asked for.",
 )
 @click.option(
     "--linger",

@@ -56,6 +56,7 @@ _KEYS: Final = {
     "\n": "enter",
     "\x7f": "backspace",
     "\b": "backspace",
+    "\x15": "clear",
 }
 _PRESSED: Final = re.compile("\x1b(?:\\[[0-9;?]*[ -/]*[@-~]|O[@-~])?|[^\x1b]", re.DOTALL)
 

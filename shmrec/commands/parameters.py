@@ -51,8 +51,11 @@ __all__ = [
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _SECOND: Final = 1_000_000_000
+_DAY: Final = 86_400 * _SECOND
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_AGO: Final = re.compile(r"-?(\d+(?:\.\d*)?|\.\d+)\s*(ns|us|ms|s|m|h|d)?(?:\s+ago)?\Z")
+_AMOUNT: Final = r"(\d+(?:\.\d*)?|\.\d+)\s*(ns|us|ms|s|m|h|d)?"
+_AGO: Final = re.compile(rf"-?{_AMOUNT}(?:\s+ago)?\Z")
+_AFTER: Final = re.compile(rf"\+{_AMOUNT}\Z")
 
 
 def directory_option(function: _F) -> _F:
@@ -246,20 +249,33 @@ class Moment:
         wall_ns = self.wall_ns
         if wall_ns is None:
             assert self.of_day_ns is not None
-            day = 86_400 * _SECOND
-            wall_ns = now_wall_ns // day * day + self.of_day_ns
+            wall_ns = now_wall_ns // _DAY * _DAY + self.of_day_ns
             if wall_ns > now_wall_ns:
-                wall_ns -= day
+                wall_ns -= _DAY
         return now_mono_ns + wall_ns - now_wall_ns + (999 if end else 0)
+
+    def ending(self, now_mono_ns: int, now_wall_ns: int, since_ns: int | None) -> int:
+        """As `at`, of the end of what is still going on: a time of day may be yet to come.
+
+        That is the last before now, or the next one where the last is before `since_ns`, or
+        where, without it, the next one is nearer.
+        """
+        found = self.at(now_mono_ns, now_wall_ns, end=True)
+        earliest = now_mono_ns - _DAY // 2 if since_ns is None else since_ns
+        return found + _DAY * (self.of_day_ns is not None and found < earliest)
 
 
 def to_moment(value: str) -> Moment:
-    """Click's conversion of ``5``, ``-5``, ``250ms``, ``"5s ago"``, a time of day, or ISO 8601."""
+    """Click's conversion of ``5``, ``-5``, ``250ms``, ``"5s ago"``, a time of day, or ISO 8601.
+
+    ``+5`` is so long after now.
+    """
     text = value.strip().lower().replace("µ", "u")
-    ago = _AGO.match(text)
-    if ago is not None:
-        seconds = float(ago[1]) * _UNITS[ago[2] or "s"]
-        return Moment(ago_ns=round(seconds * _SECOND))
+    for pattern, sign in ((_AGO, 1), (_AFTER, -1)):
+        found = pattern.match(text)
+        if found is not None:
+            seconds = float(found[1]) * _UNITS[found[2] or "s"]
+            return Moment(ago_ns=sign * round(seconds * _SECOND))
     try:
         if re.match(r"\d{4}-", text):
             when = datetime.fromisoformat(text.upper())

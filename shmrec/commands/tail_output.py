@@ -21,7 +21,7 @@ from shmrec.commands.screen import Screen
 from shmrec.commands.timeline import event_line, note_line, process_named
 from shmrec.commands.wording import safe, wall
 from shmrec.decoder import Event
-from shmrec.follow import Note
+from shmrec.follow import DOUBTED, Note
 
 __all__ = ["BEGUN", "ENDED", "Output"]
 
@@ -32,10 +32,13 @@ BEGUN: Final = "begun"
 class Output:
     """Standard output: lines or JSON of what is wanted."""
 
-    def __init__(self, wanted: Wanted, since_ns: int | None, as_json: bool) -> None:
+    def __init__(
+        self, wanted: Wanted, since_ns: int | None, until_ns: int | None, as_json: bool
+    ) -> None:
         self.wanted: Final = wanted
         self.since_ns: Final = since_ns
-        self._matching = wanted.matching(since_ns=since_ns)
+        self.until_ns: Final = until_ns
+        self._matching = wanted.matching(since_ns=since_ns, until_ns=until_ns)
         self._json = as_json
         self._screen = Screen()
         self._wide = 0
@@ -58,6 +61,8 @@ class Output:
             isinstance(each, Note)
             and (not self.wanted.pids or each.pid in self.wanted.pids)
             and (self.since_ns is None or each.time_ns >= self.since_ns)
+            # Of what is shown, whenever it was found.
+            and (self.until_ns is None or each.time_ns <= self.until_ns or each.kind == DOUBTED)
         )
 
     def print(self, found: Iterable[Event | Note]) -> None:

@@ -12,7 +12,7 @@ from shmrec.commands.screen import Part
 from shmrec.commands.wording import age, arguments, clock, counted, safe, span_named, thread_said
 from shmrec.decoder import Event, OpenSpan
 from shmrec.events import BEGIN, COUNTER, END, EXCEPTION, LOG
-from shmrec.follow import DAMAGE, DIED, GAP, JOINED, LEFT, Note
+from shmrec.follow import DAMAGE, DIED, DOUBTED, GAP, JOINED, LEFT, Note
 
 __all__ = [
     "event_line",
@@ -31,6 +31,7 @@ _NOTES: Final = {
     LEFT: "left in order",
     DIED: "ended without leaving",
     DAMAGE: "cannot be read",
+    DOUBTED: "its count of batches is not to be believed",
 }
 
 # By Python's `logging`: from that number on, in the style.

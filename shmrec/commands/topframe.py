@@ -6,7 +6,8 @@ the selected producer is always among what is shown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from textwrap import wrap
 from typing import Final
 
 from rich.cells import cell_len, set_cell_size
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from shmrec import live
 from shmrec.commands.screen import STYLES, Part
-from shmrec.commands.topview import COLUMNS, SORTS, Row, View, rows
+from shmrec.commands.topview import COLUMNS, SORTS, Row, View, disbelieved, rows
 from shmrec.commands.wording import clock, counted, safe
 from shmrec.observer import Sighting
 
@@ -26,6 +27,8 @@ _SHARING: Final = 16
 """Cells that each column gets at least that shares what the others leave."""
 _WIDEST: Final = 2
 """How many times as wide as it is at least a column gets."""
+_MESSAGE: Final = 4
+"""Lines of a message at most."""
 _MARK: Final = {True: "> ", False: "  "}
 _SELECTED: Final = Style(reverse=True)
 _OF_SORT: Final = {
@@ -40,12 +43,12 @@ _OF_SORT: Final = {
 }
 _KEYS: Final = (
     ("q", "quit"),
+    ("?", "help"),
     ("s", "snapshot"),
     ("/", "filter"),
     ("< >", "sort"),
     ("r", "reverse"),
     ("enter", "threads"),
-    ("?", "help"),
 )
 _HELP: Final = (
     ("q, Ctrl-C", "leave"),
@@ -108,18 +111,21 @@ def frame(
     shown = [row.key for row in found if row.head]
     first, second = summary(recording, sightings, name)
     first.append((f"  {clock(now[1]).partition('.')[0]} UTC", "dim"))
-    lines = [_text(first, width), _text(second, width), _text([_third(view, message)], width)]
+    if not message and (doubts := disbelieved(view.chosen(sightings))):
+        more = f" (+{len(doubts) - 1})" if doubts[1:] else ""
+        message = (doubts[0] + more, "bad")
+    lines = [_text(first, width), _text(second, width)]
+    lines += _message(_third(view, message), width, height)
     room = max(0, height - len(lines) - 2)
     if view.helping:
-        table = [_text([f"  {key:<13} {what}"], width) for key, what in _HELP]
-        lines += [Text(), *table[:room]]
+        lines += [Text(), *_help(width)][:room]
     else:
         widths = _widths(found, width - len(_MARK[True]))
         lines.append(_headings(view, widths, width))
         for row in _window(view, found, room):
             chosen = row.key == view.selected
             lines.append(_row(row, chosen, widths, width))
-        if not found:
+        if not found and recording is not None:
             lines.append(_text(["  No process" + " has that in it." * bool(view.needle)], width))
     lines = lines[: max(0, height - 1)]
     lines += [Text()] * (height - 1 - len(lines))
@@ -138,6 +144,22 @@ def _third(view: View, message: Part) -> Part:
         text = message if isinstance(message, str) else message[0]
         return ("   ".join([*words, text]), "warn")
     return message
+
+
+def _message(said: Part, width: int, height: int) -> list[Text]:
+    """What is said, on more lines than one where it does not fit: a path is to be taken whole."""
+    text, style = (said, "") if isinstance(said, str) else said
+    most = max(1, min(_MESSAGE, height // 4))
+    found = wrap(text, max(1, width), break_on_hyphens=False)
+    if found[most:]:
+        found = [*found[: most - 1], " ".join(found[most - 1 :])]
+    return [_text([(line, style) if style else line], width) for line in found or [""]]
+
+
+def _help(width: int) -> Iterator[Text]:
+    for key, what in _HELP:
+        for number, line in enumerate(wrap(what, max(16, width - 16))):
+            yield _text([f"  {'' if number else key:<13} {line}"], width)
 
 
 def _window(view: View, found: Sequence[Row], room: int) -> Sequence[Row]:

@@ -12,14 +12,14 @@ from typing import Any, Final, NamedTuple
 
 from shmrec import live
 from shmrec.commands.screen import Part
-from shmrec.commands.timeline import inside_of, thread_of
+from shmrec.commands.timeline import inside_of, process_named, thread_of
 from shmrec.commands.wording import age, safe, size
 from shmrec.decoder import OpenSpan
 from shmrec.findings import REQUEST
 from shmrec.observer import Sighting
 from shmrec.process import task_said, tasks
 
-__all__ = ["COLUMNS", "SORTS", "Column", "Row", "View", "rows"]
+__all__ = ["COLUMNS", "SORTS", "Column", "Row", "View", "disbelieved", "rows"]
 
 _ARGUMENTS: Final = 120
 _THREADS: Final = 64
@@ -177,6 +177,8 @@ class View:
             self.typing, self.needle = False, ""
         elif key == "backspace":
             self.needle = self.needle[:-1]
+        elif key == "clear":
+            self.needle = ""
         elif len(key) == 1 and key.isprintable():
             self.needle += key
 
@@ -196,6 +198,16 @@ def _texts(sighting: Sighting) -> list[str]:
     return [str(entry.pid), safe(entry.label), sighting.state, *spans]
 
 
+def disbelieved(sightings: Sequence[Sighting]) -> list[str]:
+    """Of whose ring not all is to be believed, and why: those whose rows bear a mark."""
+    return [
+        f"! {process_named(each.entry.pid, each.entry.label)}: not all of its ring is to be "
+        f"believed: {safe(each.damage[0])}"
+        for each in sightings
+        if each.damage
+    ]
+
+
 def rows(view: View, sightings: Sequence[Sighting], now_ns: int) -> list[Row]:
     """The lines of the table, of those that are to be shown."""
     found = []
@@ -213,7 +225,7 @@ def _row(sighting: Sighting, now_ns: int) -> Row:
     last = age(max(0, now_ns - sighting.newest_ns)) if sighting.newest_ns else ""
     rate = f"{sighting.rate:,.0f}" if sighting.rate is not None else ""
     cells: list[Part] = [
-        str(entry.pid),
+        (f"!{entry.pid}", "bad") if sighting.damage else str(entry.pid),
         safe(entry.label),
         (sighting.state, _STYLES.get(sighting.state, "dim")),
         rate if living else "",

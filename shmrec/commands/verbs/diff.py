@@ -22,7 +22,7 @@ from shmrec.commands.parameters import (
 from shmrec.commands.progress import Tick, progress
 from shmrec.commands.screen import Screen
 from shmrec.commands.wording import wall
-from shmrec.comparison import Change, Comparison, Durations, SpanChange, compare
+from shmrec.comparison import Change, Comparison, EndedSpans, SpanChange, compare
 from shmrec.errors import NoSuchSnapshotError
 from shmrec.manifest import Producer
 from shmrec.snapshot_file import Snapshot
@@ -116,7 +116,7 @@ def _object(found: Comparison) -> dict[str, Any]:
         "elapsed_ns": found.elapsed_ns,
         "producers": [_change(each) for each in found.changes],
         "names": [
-            {"name": each.name, "before": _durations(each.before), "after": _durations(each.after)}
+            {"name": each.name, "before": _ended(each.before), "after": _ended(each.after)}
             for each in found.names
         ],
         "suppressed": found.suppressed,
@@ -196,10 +196,10 @@ def _span(change: SpanChange) -> dict[str, Any]:
     }
 
 
-def _durations(durations: Durations) -> dict[str, int]:
+def _ended(spans: EndedSpans) -> dict[str, int]:
     return {
-        "count": durations.count,
-        "median_ns": durations.median_ns,
-        "most_ns": durations.most_ns,
-        "total_ns": durations.total_ns,
+        "count": spans.count,
+        "median_ns": spans.median_ns,
+        "most_ns": spans.most_ns,
+        "total_ns": spans.total_ns,
     }

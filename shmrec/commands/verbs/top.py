@@ -11,6 +11,7 @@ import click
 
 from shmrec import live
 from shmrec.commands.jsonform import dumps, live_object, recording_object
+from shmrec.commands.options import defaulted
 from shmrec.commands.parameters import (
     Now,
     has_ended,
@@ -22,11 +23,13 @@ from shmrec.commands.parameters import (
 )
 from shmrec.commands.requesting import Asked
 from shmrec.commands.screen import Part, Screen
-from shmrec.commands.topview import COLUMNS, SORTS, View, rows
+from shmrec.commands.topview import COLUMNS, SORTS, View, disbelieved, rows
 from shmrec.observer import Observer, Sighting
 from shmrec.segment import Segment
 
 _REASON: Final = "requested from top"
+_SAID_NS: Final = 30_000_000_000
+"""How long what happened once is shown: to be read, and a path to be taken from the screen."""
 
 _EPILOG: Final = f"""\b
 Keys:
@@ -48,6 +51,10 @@ request that is open, or the oldest span where there is none; what the same thre
 besides, and how many more spans are open. Where there is no room, columns are left out.
 
 \b
+A ! before the pid: somebody wrote over its ring, so that not all of it is to be believed. What is
+whole is shown, and a line says what is not.
+
+\b
 When the recording ends it says so, and goes on with the next one of that name. Exit status: 0 at
 q, {128 + signal.SIGINT} at Ctrl-C, 2 where standard output or input is no terminal.
 
@@ -62,21 +69,8 @@ Examples:
 
 @click.command("top", epilog=_EPILOG, short_help="Watch what each process is doing.")
 @recording_arguments
-@click.option(
-    "-d",
-    "--interval",
-    type=click.FloatRange(0.1, 3600),
-    default=1.0,
-    show_default=True,
-    help="Seconds between two looks.",
-)
-@click.option(
-    "--sort",
-    type=click.Choice(tuple(SORTS)),
-    default="oldest",
-    show_default=True,
-    help="What comes first.",
-)
+@defaulted("-d, --interval", click.FloatRange(0.1, 3600), 1.0, "Seconds between two looks.")
+@defaulted("--sort", click.Choice(tuple(SORTS)), "oldest", "What comes first.")
 @click.option("--reverse", is_flag=True, help="The other way round.")
 @click.option("--filter", "needle", default="", metavar="TEXT", help="Only what has the text.")
 @click.option("--threads", is_flag=True, help="With the threads of each process.")
@@ -155,6 +149,8 @@ def _print(view: View, recording: live.Recording, sightings: list[Sighting], now
         screen.table([column.heading for column in COLUMNS], table, indent=2)
     else:
         screen.line("No process.", indent=2)
+    for doubt in disbelieved(view.chosen(sightings)):
+        screen.line((doubt, "bad"))
 
 
 class _Top:
@@ -172,6 +168,7 @@ class _Top:
         self._sightings: list[Sighting] = []
         self._asked: Asked | None = None
         self._message: Part = ""
+        self._said_ns = 0
         self._seen: tuple[int, int] = (0, 0)
 
     def run(self) -> None:
@@ -185,6 +182,8 @@ class _Top:
                 self._look()
                 due = now + self._interval_ns
             self._answered()
+            if self._asked is None and now - self._said_ns > _SAID_NS:
+                self._message = ""
             width, height = self._screen.size
             lines, shown = frame(
                 view,
@@ -209,10 +208,11 @@ class _Top:
         if self._segment is None:
             segment = open_next(*self._of, self._run)
             if segment is None:
+                self._seen = Now.read()
                 return
             self._segment, self._run = segment, segment.field("run_id")
             self._observer = Observer(segment)
-            self._message = ("the recording has begun anew", "good")
+            self._say("the recording has begun anew", "good")
         if has_ended(self._segment):
             self._segment.close()
             self._segment = self._recording = None
@@ -229,5 +229,8 @@ class _Top:
 
     def _answered(self) -> None:
         if self._asked is not None and self._asked.said:
-            self._message = (self._asked.said, "bad" if self._asked.failed else "good")
+            self._say(self._asked.said, "bad" if self._asked.failed else "good")
             self._asked = None
+
+    def _say(self, text: str, style: str) -> None:
+        self._message, self._said_ns = (text, style), time.monotonic_ns()
