@@ -243,6 +243,8 @@ class Collector:
         waiting = requests.pending(self.segment)
         kept = [request for request in waiting if request.verb == Verb.SNAPSHOT]
         handed = [request for request in waiting if request.verb == Verb.TRANSFER]
+        # Nobody would take away what is made for who does not wait.
+        handed = [request for request in handed if not request.abandoned]
         for request in waiting:
             if self._alarms.holds(request):
                 continue
@@ -258,8 +260,9 @@ class Collector:
                     self.roster.watcher.timed_out(*request.argument, now)
                 self._alarms.serve(request, self.roster.watcher.watched.values(), now)
             elif request not in kept and request not in handed:
+                why = "abandoned" if request.verb == Verb.TRANSFER else "unknown"
                 requests.answer(
-                    self.segment, request, f"unknown request {request.verb}", Status.FAILED
+                    self.segment, request, f"{why} request {request.verb}", Status.FAILED
                 )
         self._snapshots.take_asked(kept, handed)
 

@@ -36,7 +36,10 @@ _SILENCE_SECONDS: Final = 2.0
 
 
 class Request(NamedTuple):
-    """A request as the collector sees it, checked. `argument` are the verb's two words."""
+    """A request as the collector sees it, checked. `argument` are the verb's two words.
+
+    `abandoned`: who made it waits for no answer, or is there no more.
+    """
 
     slot: int
     ticket: int
@@ -44,6 +47,7 @@ class Request(NamedTuple):
     pid: int
     reason: str
     argument: tuple[int, int]
+    abandoned: bool = False
 
 
 def _words(segment: Segment, slot: int) -> tuple[Any, int]:
@@ -204,14 +208,16 @@ def pending(segment: Segment) -> list[Request]:
         fence.acquire()
         size = min(words[base + _word("reason_size")], REASON_BYTES)
         where = REQUEST.bytes_at("reason", base * WORD).start
+        pid, started = words[base + _word("pid")], words[base + _word("start_ticks")]
         found.append(
             Request(
                 slot,
                 ticket,
                 words[base + _word("verb")],
-                words[base + _word("pid")],
+                pid,
                 bytes(segment.view[where : where + size]).decode("utf-8", "replace"),
                 (words[base + _word("argument")], words[base + _word("argument2")]),
+                words[base + _word("released")] == ticket or not process.alive(pid, started),
             )
         )
     return found

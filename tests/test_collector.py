@@ -307,6 +307,27 @@ def test_a_killed_collector_is_adopted_and_nothing_is_lost(
     assert not leftovers(second.name)
 
 
+def test_nothing_is_handed_over_to_who_does_not_wait_any_more(
+    service: Callable[..., Service], script: Callable[..., Script]
+) -> None:
+    first = service()
+    os.kill(first.pid, signal.SIGSTOP)
+    asking = script(
+        "import sys\n"
+        "from shmrec import requests, segment\n"
+        "opened = segment.open_segment(sys.argv[1])\n"
+        "requests.ask(opened, None, requests.Verb.TRANSFER, timeout=60)\n",
+        first.name,
+    )
+    with open_segment(first.name) as segment:
+        wait_until(lambda: requests.pending(segment))
+        asking.kill()
+        asking.wait()
+        os.kill(first.pid, signal.SIGCONT)
+        wait_until(lambda: not requests.pending(segment))
+    assert not list(first.directory.iterdir())
+
+
 def test_a_death_without_a_collector_is_told_by_the_next_one(
     service: Callable[..., Service], producer: Callable[[str], Script]
 ) -> None:
