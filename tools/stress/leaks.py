@@ -13,9 +13,9 @@ from shmrec.manifest import Producer
 from shmrec.segment import Segment
 from tools.stress.numbered import NUMBERED
 
-_OF_OTHERS = ("overwritten", "unmatched", "closed", "interrupted")
-"""Losses that programs cause which end, or leave, in the middle of something, or are ended by a
-signal handler in the middle of a record."""
+_OF_OTHERS = ("overwritten", "unmatched", "closed", "interrupted", "late")
+"""Losses that programs cause which end, or leave, in the middle of something, are ended by a
+signal handler in the middle of a record, or find the lock held by others."""
 
 
 def held_rings(segment: Segment) -> Iterator[str]:
