@@ -103,6 +103,16 @@ def ask(name: str, verb: int, *argument: int, reason: str = "") -> shmrec.Snapsh
     return shmrec.read(path)
 
 
+GOES_ON = """
+import threading
+def go_on():
+    while True:
+        shmrec.instant("during")
+        time.sleep(0.01)
+threading.Thread(target=go_on, daemon=True).start()
+"""
+
+
 def test_a_process_asleep_in_a_span_is_snapshotted_once_and_the_next_one_counted(
     recording_name: str, tmp_path: Path, producer: Callable[[], Script]
 ) -> None:
@@ -110,6 +120,7 @@ def test_a_process_asleep_in_a_span_is_snapshotted_once_and_the_next_one_counted
     with shmrec.FlightRecorder(recording_name, directory=tmp_path, triggers=[trigger]) as flight:
         hung, other = producer(), producer()
         do(other, "span = shmrec.begin('request /x')")
+        do(other, f"exec({GOES_ON!r})")
         hung.say("with shmrec.span('request /hang', n=1): time.sleep(600)")
         snapshot = found(tmp_path, "slow-span")
         header = snapshot.header
@@ -120,6 +131,9 @@ def test_a_process_asleep_in_a_span_is_snapshotted_once_and_the_next_one_counted
         [span] = suspect.open_spans
         assert header.triggered_ns - span.start_ns >= 300_000_000
         assert header.taken_mono_ns - header.triggered_ns >= 200_000_000
+        # What happened in the window is there.
+        during = [event.time_ns for event in snapshot if event.name == "during"]
+        assert max(during) - header.triggered_ns >= 100_000_000
         assert header.first
         assert snapshot.path is not None
         assert snapshot.path.name.endswith("-first-1.shmrec")
