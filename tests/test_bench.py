@@ -245,6 +245,18 @@ def test_a_producers_memory_is_reported_beside_that_of_the_same_work(tmp_path: P
     assert results["import shmrec"]["value"] > 0
 
 
+def test_looking_is_measured_from_both_sides(tmp_path: Path) -> None:
+    cases = by_case(measured(tmp_path, "live", "--idle-seconds", "1"), "live")
+    for looker in ("top", "tail"):
+        case = cases[f"a producer's event, {looker} looking"]
+        assert case["ratios"]["nobody looking"] > 0
+        taken = [each for name, each in cases.items() if name.startswith(f"{looker} of ")]
+        assert all(each["value"] > 0 for each in taken)
+        # Nothing is promised of them, on a machine that others use too.
+        assert {each["verdict"] for each in (case, *taken)} == {""}
+    assert len(cases) == 5
+
+
 def test_a_web_service_is_measured_with_hooks_and_without(tmp_path: Path) -> None:
     pytest.importorskip("gunicorn")
     if importlib.util.find_spec("httpbin") is None:

@@ -15,14 +15,28 @@ from typing import Any
 
 import pytest
 
-from .dumping import dump
+from shmrec.exporting import slice_name
+
+from .dumping import batch, dump, write_file
+from .findings import TAKEN, header, producer
 from .incident import ODD, incident, many, timeline_of
 from .perfetto_client import interface, query
 from .test_hostile_text import hostile_file
+from .trace_viewers import ChromeTracing, firefox_profiler
 
 CLIENTS = Path(__file__).parent / "clients"
 NO_ERRORS = "select name, severity, value from stats where value > 0 and severity <> 'info'"
 SCREENSHOT = "perfetto.png"
+THREAD, BEGIN, END = 1, 4, 5
+CHROMES_OWN = (
+    "Profile",
+    "ProfileChunk",
+    "CpuProfile",
+    "Screenshot",
+    "ScriptCatchup",
+    "TracingStartedInBrowser",
+)
+"""Names of events that mean something to Firefox Profiler."""
 
 
 def views(module: str) -> Any:
@@ -143,6 +157,120 @@ def test_perfetto_reads_hostile_texts(tmp_path: Path, end: str) -> None:
     assert processes == [{"n": 4 if end == "pftrace" else 5}]
 
 
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    return found
+
+
+def artefacts(otherwise: Path) -> Path:
+    """Where screenshots go."""
+    folder = Path(os.environ.get("SHMREC_ARTEFACTS") or otherwise)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def chrome_tracing() -> Iterator[ChromeTracing]:
+    with views("playwright.sync_api").sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        viewer = ChromeTracing(browser)
+        yield viewer
+        assert viewer.failures == []
+        browser.close()
+
+
+def spans_shown(file: Path) -> Counter[tuple[int, str]]:
+    return Counter(
+        (item.process.pid, slice_name(item.slice))
+        for item in timeline_of(file).items()
+        if item.kind == "begin" and item.slice is not None and item.process is not None
+    )
+
+
+@pytest.mark.stress
+def test_chrome_tracing_reads_trace_events(tmp_path: Path, chrome_tracing: ChromeTracing) -> None:
+    file, out = incident(tmp_path), tmp_path / "incident.json"
+    dump("export", file, "-o", out)
+    found = chrome_tracing.read(out)
+    assert found["warnings"] == []
+    assert found["flows"] == 2
+    spans = [
+        (process["pid"], thread["name"], span)
+        for process in found["processes"]
+        for thread in process["threads"]
+        for span in thread["spans"]
+    ]
+    assert Counter((pid, span["name"]) for pid, _, span in spans) == spans_shown(file)
+    assert not any(span["cut"] for _, _, span in spans)
+    (query,) = (span for _, _, span in spans if span["name"] == "query (in flight)")
+    assert query["inside"] == "request (in flight)"
+    assert "crash" in json.dumps(query["args"]["stack"])
+    (request,) = (span for _, _, span in spans if span["name"] == "request")
+    assert request["args"] == {"method": "GET", "path": "/old", "status": 200}
+    assert request["duration"] == 1003
+    processes = {process["pid"]: process for process in found["processes"]}
+    assert dict(processes[100]["counters"])["process.rss"] == 2
+    (label,) = processes[101]["labels"]
+    assert label.startswith("dead: Fatal signal: SIGSEGV")
+    page = chrome_tracing.page
+    page.locator("tr-ui-timeline-view").get_by_text("worker (pid 101)").last.wait_for()
+    page.screenshot(path=artefacts(tmp_path) / "chrome-tracing.png")
+
+
+@pytest.mark.stress
+def test_chrome_tracing_reads_hostile_texts(tmp_path: Path, chrome_tracing: ChromeTracing) -> None:
+    file, out = hostile_file(tmp_path / "x.shmrec"), tmp_path / "hostile.json"
+    dump("export", file, "-o", out)
+    found = chrome_tracing.read(out)
+    assert sum(
+        len(thread["spans"]) for process in found["processes"] for thread in process["threads"]
+    ) == sum(spans_shown(file).values())
+    # Where the end of a span says again what its beginning said, the later is shown.
+    assert {warning.partition(":")[0] for warning in found["warnings"]} <= {"arg_merge_error"}
+
+
+def marked(markers: list[dict[str, Any]]) -> Counter[tuple[int, str]]:
+    """The spans among Firefox Profiler's markers."""
+    return Counter(
+        (int(each["pid"]), each["name"]) for each in markers if each["category"] == "span"
+    )
+
+
+def test_firefox_profiler_reads_trace_events(tmp_path: Path) -> None:
+    for file in (incident(tmp_path), hostile_file(tmp_path / "x.shmrec")):
+        out = file.with_suffix(".json")
+        dump("export", file, "-o", out)
+        markers = firefox_profiler(out, tmp_path / "session")
+        assert sum(marked(markers).values()) == sum(spans_shown(file).values())
+        assert all(each["duration"] >= 0 for each in markers if each["category"] == "span")
+        # What names a thread is there for each, or it would be called after Chrome.
+        assert "Chrome Thread" not in {each["threadName"] for each in markers}
+        if file.stem == "incident":
+            assert marked(markers) == spans_shown(file)
+            assert {each["name"] for each in markers} >= {"boot", "app.views", "KeyError"}
+
+
+def test_firefox_profiler_takes_nothing_for_its_own(tmp_path: Path) -> None:
+    """Names and arguments that mean something to it, in events of Chrome's."""
+    happened: list[list[Any]] = [[THREAD, 0, 100, "MainThread"]]
+    for number, name in enumerate((*CHROMES_OWN, "mine")):
+        args = {"data": ["text", 7, ["a"], {"type": "t"}, None, 0, True][number], "detail": name}
+        happened += [[BEGIN, 1000, name, number + 1, args], [END, 1000, name, 1000, number + 1]]
+    file = write_file(
+        tmp_path / "x.shmrec",
+        header(),
+        [(producer(), [batch(*happened, start_ns=TAKEN - 1_000_000)])],
+    )
+    dump("export", file, "-o", tmp_path / "x.json")
+    markers = firefox_profiler(tmp_path / "x.json", tmp_path / "session")
+    assert set(marked(markers)) == {
+        (100, "mine"),
+        *((100, f"{name} (span)") for name in CHROMES_OWN),
+    }
+
+
 def test_speedscope_knows_the_file(tmp_path: Path) -> None:
     jsonschema = views("jsonschema")
     schema = json.loads((CLIENTS / "speedscope.schema.json").read_text("utf-8"))
@@ -186,17 +314,17 @@ def test_opentelemetry_parses_every_line(tmp_path: Path) -> None:
         assert spans >= kinds["begin"]
 
 
-def test_duckdb_finds_the_slowest_span_over_many_snapshots(tmp_path: Path) -> None:
+def test_duckdb_finds_the_slowest_span_over_a_hundred_snapshots(tmp_path: Path) -> None:
     duckdb = views("duckdb")
     views("pyarrow")
-    for number in range(3):
+    for number in range(100):
         place = tmp_path / f"{number}"
         place.mkdir()
         file = many(place, 64) if number else incident(place)
         dump("export", file, "-o", tmp_path / f"web-{number}.parquet")
     readme = f"""
         select name, duration_ns / 1e6 as ms, in_flight, label, pid, args, snapshot
-        from '{tmp_path}/*-[0-9].parquet' where kind = 'span' order by duration_ns desc limit 3
+        from '{tmp_path}/*[0-9].parquet' where kind = 'span' order by duration_ns desc limit 3
     """
     rows = duckdb.sql(readme).fetchall()
     assert [row[:3] for row in rows] == [
@@ -209,9 +337,9 @@ def test_duckdb_finds_the_slowest_span_over_many_snapshots(tmp_path: Path) -> No
         f"select label, state from '{tmp_path}/*.producers.parquet' where state = 'dead'"
     ).fetchall()
     assert states == [("worker", "dead")]
-    events = duckdb.sql(f"select count(*) from '{tmp_path}/*-[0-9].parquet' where kind = 'span'")
+    events = duckdb.sql(f"select count(*) from '{tmp_path}/*[0-9].parquet' where kind = 'span'")
     kinds = Counter(item.kind for item in timeline_of(tmp_path / "0" / "incident.shmrec").items())
-    assert events.fetchall() == [(kinds["begin"] + 2 * 32,)]
+    assert events.fetchall() == [(kinds["begin"] + 99 * 32,)]
 
 
 # In its own interface.
@@ -255,15 +383,11 @@ def served(trace: Path) -> Iterator[str]:
 def test_perfettos_interface_shows_the_tracks(trace: Path, served: str) -> None:
     """The screenshot goes to ``$SHMREC_ARTEFACTS``, or where the trace is."""
     browsers = views("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("there is no Chromium: apt-get install chromium")
-    folder = Path(os.environ.get("SHMREC_ARTEFACTS") or trace.parent)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = artefacts(trace.parent)
     outside = []
     with browsers.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+            executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"]
         )
         page = browser.new_page(viewport={"width": 1500, "height": 900})
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -214,3 +215,10 @@ def test_wheels_are_for_every_python_that_is_promised() -> None:
     assert extension["optional"]
     assert set(extension["depends"]) == sources((".h",))
     assert extension["sources"] == sorted(sources((".c",)))
+
+
+def test_the_readme_has_its_pictures_and_they_are_small() -> None:
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
+    assert {ROOT / each for each in shown} == set((ROOT / "tools/pictures").glob("*.png"))
+    assert len(shown) == 3
+    assert all((ROOT / each).stat().st_size < 200_000 for each in shown)

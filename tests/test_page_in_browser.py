@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import Any
 
 import pytest
 
-from .dumping import dump
+from shmrec.events import BEGIN, END
+
+from . import incident as everything
+from .dumping import batch, dump, write_file
+from .findings import MAIN, SECOND, TAKEN, header, producer
 from .test_page import MARKUP, incident
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -124,3 +129,123 @@ def test_without_scripts_the_words_are_there(browser: Any, tmp_path: Path) -> No
     assert "Died: pid 4242" in page.inner_text("body")
     assert "drawn by a script" in page.inner_text("#timeline-note")
     context.close()
+
+
+def test_a_long_span_behind_a_short_one_is_itself(seen: Seen, tmp_path: Path) -> None:
+    """Short ones that no pixel tells apart are drawn as one; what a worker died in is not short."""
+    happened = [MAIN]
+    for number in range(20):
+        happened += [
+            [BEGIN.number, 1000, "short", 2 * number + 1],
+            [END.number, 1000, "short", 1000, 2 * number + 1],
+        ]
+    happened.append([BEGIN.number, 1000, "long", 99])
+    made = batch(*happened, start_ns=TAKEN - 3 * SECOND)
+    page = tmp_path / "a.html"
+    dump("report", write_file(tmp_path / "a.shmrec", header(), [(producer(), [made])]), "-o", page)
+    seen.open(page)
+    seen.page.locator("#timeline").click(position=outermost(seen))
+    assert seen.details()["name"] == "long"
+
+
+# On paper, and read aloud.
+
+
+def test_paper_has_everything(browser: Any, tmp_path: Path) -> None:
+    pdfium = pytest.importorskip("pypdfium2", reason="pypdfium2 is not installed")
+    report, printed = tmp_path / "a.html", tmp_path / "a.pdf"
+    dump("report", everything.incident(tmp_path), "-o", report)
+    page = browser.new_page(color_scheme="dark")
+    seen = Seen(page)
+    seen.open(report)
+    closed = page.locator("details.card:not([open])")
+    assert closed.count()
+    hidden = closed.locator("li").all_text_contents()
+    before = page.locator("#timeline").bounding_box()
+    page.pdf(path=printed, format="A4")
+    assert seen.said == []
+    # The screen is as it was.
+    assert closed.locator("li").all_text_contents() == hidden
+    assert page.locator("#timeline").bounding_box() == before
+    with pdfium.PdfDocument(printed) as document:
+        said = "".join(sheet.get_textpage().get_text_range() for sheet in document)
+        # Whatever the screen's colours are, paper is white.
+        for sheet in document:
+            histogram = sheet.render().to_pil().convert("L").histogram()
+            assert histogram.index(max(histogram)) == 255
+    squeezed = "".join(said.split())
+    for words in (*hidden, "Slowest spans", "How long spans took", "Two flushes"):
+        assert "".join(words.split()) in squeezed
+    assert "Nothing is selected" not in said
+    page.close()
+
+
+def test_paper_is_as_wide_as_what_is_drawn(browser: Any, tmp_path: Path) -> None:
+    """Drawn for the screen, it would be cut off, or shrink all else with it."""
+    page = browser.new_page(viewport={"width": 1600, "height": 900}, color_scheme="dark")
+    Seen(page).open(written(tmp_path, "long words " + "x" * 300))
+    wide = """() => ['timeline', 'curves', 'durations'].map(
+        id => document.getElementById(id).querySelector('canvas').clientWidth)"""
+    found = f"window.addEventListener('beforeprint', () => {{ window.found = ({wide})() }})"
+    ink = "window.ink = getComputedStyle(document.documentElement).getPropertyValue('--text')"
+    page.evaluate(f"{found}; window.addEventListener('beforeprint', () => {{ {ink} }})")
+    on_screen = page.evaluate(wide)
+    page.pdf(format="A4")
+    # What A4 has between its margins.
+    assert all(300 < each <= (210 - 24) / 25.4 * 96 for each in page.evaluate("window.found"))
+    assert page.evaluate("window.ink") == "#000"
+    assert page.evaluate(wide) == on_screen
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 1000})
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    cut = """() => [...document.querySelectorAll('body *')].filter(
+        each => !each.closest('[hidden], .unseen') && each.getBoundingClientRect().right > 703)
+        .map(each => each.outerHTML.slice(0, 99))"""
+    assert page.evaluate(cut) == []
+    page.close()
+
+
+def test_a_screen_reader_finds_its_way(seen: Seen, tmp_path: Path) -> None:
+    seen.open(written(tmp_path))
+    page = seen.page
+    devtools = page.context.new_cdp_session(page)
+
+    def tree() -> list[dict[str, Any]]:
+        found = devtools.send("Accessibility.getFullAXTree")["nodes"]
+        return [
+            {
+                "role": node["role"]["value"],
+                "name": node.get("name", {}).get("value", ""),
+                "description": node.get("description", {}).get("value", ""),
+                **{each["name"]: each["value"].get("value") for each in node["properties"]},
+            }
+            for node in found
+            if not node["ignored"]
+        ]
+
+    nodes = tree()
+    by_role: dict[str, list[dict[str, Any]]] = {}
+    for node in nodes:
+        by_role.setdefault(node["role"], []).append(node)
+    assert {"banner", "main", "contentinfo", "region"} <= set(by_role)
+    levels = [int(node["level"]) for node in by_role["heading"]]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
+    assert all(node["name"] for node in by_role["heading"])
+    for role in ("button", "searchbox", "combobox", "slider", "DisclosureTriangle", "image"):
+        assert all(node["name"] for node in by_role.get(role, ()))
+    (timeline,) = by_role["application"]
+    assert timeline["name"] == "Timeline of all processes"
+    assert "tables below" in timeline["description"]
+    # What is only drawn is said as well, here or in a table.
+    assert {"Slowest spans", "How long spans took"} <= {node["name"] for node in by_role["table"]}
+    assert any(
+        node["name"] == "process.rss over the same time. pid 4242 (request): 6 MiB to 8 MiB"
+        for node in by_role["image"]
+    )
+    page.focus("#timeline")
+    page.keyboard.press(".")
+    (region,) = (node for node in tree() if node["name"] == "selected span")
+    assert region["live"] == "polite"
+    assert "outer request" in page.locator("[aria-label='selected span']").inner_text()

@@ -172,8 +172,11 @@ def death_snapshot() -> Path | None:
     return next(iter(sorted(found)), None)
 
 
-def incident(folder: Path) -> tuple[int, Path]:
-    """Let it happen; the victim's pid, and the snapshot that nobody asked for."""
+def incident(folder: Path, meanwhile: Callable[[], None] | None = None) -> tuple[int, Path]:
+    """Let it happen; the victim's pid, and the snapshot that nobody asked for.
+
+    `meanwhile` is called when the victim is inside the slow request.
+    """
     log = folder / "gunicorn.log"
     try:
         with service(log) as master:
@@ -186,6 +189,8 @@ def incident(folder: Path) -> tuple[int, Path]:
                 slow.start()
                 victim = wait_for(f"a worker is inside {SLOW_PATH}", inside_slow_request)
                 time.sleep(1.0)
+                if meanwhile is not None:
+                    meanwhile()
                 say(f"$ kill -9 {victim}    (it is inside GET {SLOW_PATH})")
                 os.kill(victim, signal.SIGKILL)
                 snapshot = wait_for("the death snapshot", death_snapshot)

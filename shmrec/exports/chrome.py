@@ -7,8 +7,10 @@ are microseconds of CLOCK_MONOTONIC, with three digits behind the point.
 Invariants:
 
 - It is one valid JSON object of ASCII, one event a line; numbers beyond a double's are texts.
-- Nothing but B and E makes slices; the E of a slice has its name and the arguments of its B, and
-  none besides where both are of one time, for some readers find pairs by these.
+- Nothing but B and E makes slices. The E of a slice has its name, and of arguments only what the
+  end brought: chrome://tracing complains of one that both have. Where both are of one time, it has
+  those of its B and none besides, for speedscope finds such a pair by them.
+- No name or argument is one that Firefox Profiler takes for something of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +27,18 @@ __all__ = ["BINARY", "HELP", "SUFFIXES", "export"]
 HELP: Final = "Trace Events, for chrome://tracing, Firefox Profiler, others"
 SUFFIXES: Final = (".json", ".chrome.json", ".trace.json")
 BINARY: Final = False
+
+_TAKEN: Final = frozenset(
+    (
+        "CpuProfile",
+        "Profile",
+        "ProfileChunk",
+        "Screenshot",
+        "ScriptCatchup",
+        "TracingStartedInBrowser",
+    )
+)
+"""Names by which Firefox Profiler knows events of Chrome's; it fails where these lack something."""
 
 _ROOT_PID: Final = (1 << 31) - 1
 """The process that stands for the snapshot itself."""
@@ -71,6 +85,7 @@ class _Writer:
         """The events."""
         self._about(_ROOT_PID, 0, "process_name", name="shmrec snapshot")
         self._about(_ROOT_PID, 0, "process_sort_index", sort_index=-1)
+        self._about(_ROOT_PID, _ROOT_PID, "thread_name", name="snapshot")
         for process in self._timeline.processes:
             self._process(process)
         for item in self._timeline.items():
@@ -93,7 +108,13 @@ class _Writer:
             self._end(item, item.slice, pid, tid)
         elif item.kind == "counter":
             self._event(
-                "C", item.time_ns, pid, tid, name=item.name, args={"value": float(item.value)}
+                "C",
+                item.time_ns,
+                pid,
+                tid,
+                name=item.name,
+                cat="counter",
+                args={"value": float(item.value)},
             )
         else:
             scope = "t" if track is not None else "p" if process is not None else "g"
@@ -113,21 +134,24 @@ class _Writer:
             )
 
     def _end(self, item: Item, ended: Slice, pid: int, tid: int) -> None:
-        # speedscope finds the two events of a span by name and arguments where it took no time.
-        name, args = slice_name(ended), _begin_args(ended)
-        more = {**item.args, "shmrec.end": "lost"} if ended.lost else item.args
-        if ended.begin_ns < ended.end_ns:
-            args = {**args, **more}
-        elif more:
-            self._event("i", item.time_ns, pid, tid, name=name, cat="end", s="t", args=more)
-        self._event("E", item.time_ns, pid, tid, name=name, args=args)
+        name = slice_name(ended)
+        args = {**item.args, "shmrec.end": "lost"} if ended.lost else item.args
+        if ended.begin_ns == ended.end_ns:
+            if args:
+                self._event("i", item.time_ns, pid, tid, name=name, cat="end", s="t", args=args)
+            args = _begin_args(ended)
+        self._event("E", item.time_ns, pid, tid, name=name, cat="span", args=args)
 
     def _process(self, process: Process) -> None:
         self._about(process.pid, 0, "process_name", name=text(process.name))
-        self._about(process.pid, 0, "process_labels", labels=text(process.state))
+        # chrome://tracing takes a comma for the end of a label.
+        state = text(process.state).replace(",", ";")
+        self._about(process.pid, 0, "process_labels", labels=state)
         self._about(process.pid, 0, "process_sort_index", sort_index=process.place)
         for track in process.threads:
             self._track(track)
+        if all(track.number != process.pid for track in process.threads):
+            self._about(process.pid, process.pid, "thread_name", name="process")
 
     def _track(self, track: Track) -> None:
         self._told.add(track)
@@ -143,9 +167,18 @@ class _Writer:
     def _about(self, pid: int, tid: int, what: str, **args: Any) -> None:
         self._line({"ph": "M", "pid": pid, "tid": tid, "name": what, "args": args})
 
-    def _event(self, phase: str, time_ns: int, pid: int, tid: int, **rest: Any) -> None:
+    def _event(
+        self, phase: str, time_ns: int, pid: int, tid: int, *, name: str, **rest: Any
+    ) -> None:
         """An event; its time is written by hand, for a double would round it."""
-        line = dumps(doubled(plain({"ph": phase, "pid": pid, "tid": tid, **rest})))
+        if name in _TAKEN:
+            name += f" ({rest['cat']})"
+        event = doubled(plain({"ph": phase, "pid": pid, "tid": tid, "name": name, **rest}))
+        data = event.get("args", {}).get("data")
+        # What is called so is a map to Firefox Profiler.
+        if data is not None and not isinstance(data, dict):
+            event["args"]["data"] = {"value": data}
+        line = dumps(event)
         self._put(f'{line[:-1]}, "ts": {time_ns // 1000}.{time_ns % 1000:03}}}')
 
     def _line(self, value: dict[str, Any]) -> None:

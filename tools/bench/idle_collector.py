@@ -19,7 +19,7 @@ from tools.bench.rig import Rig
 TARGET_PERCENT = 0.5
 _SETTLE_SECONDS = 2.5
 _SIZE = 256 << 10
-_WAKER = "import select; p = select.poll(); print(flush=True)\nwhile True: p.poll(1000)"
+WAKER = "import select; p = select.poll(); print(flush=True)\nwhile True: p.poll(1000)"
 
 
 def measure(options: Options) -> list[Result]:
@@ -27,7 +27,7 @@ def measure(options: Options) -> list[Result]:
     counts = (1, 4) if options.quick else (1, 16)
     with contextlib.ExitStack() as stack:
         waker = stack.enter_context(
-            subprocess.Popen([sys.executable, "-c", _WAKER], stdout=subprocess.PIPE)
+            subprocess.Popen([sys.executable, "-c", WAKER], stdout=subprocess.PIPE)
         )
         stack.callback(waker.kill)
         assert waker.stdout is not None
@@ -41,9 +41,9 @@ def measure(options: Options) -> list[Result]:
         time.sleep(_SETTLE_SECONDS)
         pids = [*watched, waker.pid]
         began = time.monotonic()
-        before = [_processor_seconds(pid) for pid in pids]
+        before = [processor_seconds(pid) for pid in pids]
         time.sleep(options.idle_seconds)
-        used = [_processor_seconds(pid) - start for pid, start in zip(pids, before, strict=True)]
+        used = [processor_seconds(pid) - start for pid, start in zip(pids, before, strict=True)]
         elapsed = time.monotonic() - began
     percents = [100 * seconds / elapsed for seconds in used]
     floor = percents.pop()
@@ -63,7 +63,7 @@ def measure(options: Options) -> list[Result]:
     ]
 
 
-def _processor_seconds(pid: int) -> float:
+def processor_seconds(pid: int) -> float:
     """What all threads of the process have used so far."""
     threads = list(Path(f"/proc/{pid}/task").iterdir())
     try:

@@ -39,7 +39,7 @@ class Rig:
     """A running recording; use as a context manager."""
 
     def __init__(self, directory: Path, *, size: int, producers: int) -> None:
-        self._name = f"bench-{os.getpid()}-{next(_numbers)}"
+        self.name = f"bench-{os.getpid()}-{next(_numbers)}"
         self._size = size
         self._producers: list[subprocess.Popen[str]] = []
         # Who has read a byte of it may start: one write lets all of them go at once.
@@ -47,7 +47,7 @@ class Rig:
         self.directory = directory
         # One ring more for this process. Nothing may be too old to be kept.
         self.flight = shmrec.FlightRecorder(
-            self._name, directory=directory, size=size, period=1e6, max_producers=producers + 1
+            self.name, directory=directory, size=size, period=1e6, max_producers=producers + 1
         )
 
     def __enter__(self) -> Rig:
@@ -74,7 +74,7 @@ class Rig:
     @property
     def collector(self) -> int:
         """The collector's pid."""
-        with open_segment(self._name, writable=False) as segment:
+        with open_segment(self.name, writable=False) as segment:
             pid = segment.collector()
         if pid is None:
             raise RuntimeError("the collector has ended in the middle of a measurement")
@@ -86,7 +86,7 @@ class Rig:
         fresh = []
         while len(self._producers) < count:
             process = subprocess.Popen(
-                [sys.executable, __file__, self._name, bytes_each, str(self._barrier)],
+                [sys.executable, __file__, self.name, bytes_each, str(self._barrier)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=[self._barrier],

@@ -3,6 +3,8 @@
 "use strict";
 (async () => {
   const NONE = -1, IN_FLIGHT = 1, LOST = 2, ERROR = 4;
+  // Within the margins of A4 and of Letter.
+  const PAPER_WIDTH = 670, PAPER_HEIGHT = 880, CURVES_TOLD = 20;
   const ROW = 18, LEFT = 210, RIGHT = 34, AXIS = 26, LEAST_PIXELS = 3, LABEL_PIXELS = 28;
   const FIRST_WINDOW = 60e9, STEP = 0.2, ZOOM = 0.6, MARKS_SHOWN = 3000, MATCHES = 200000;
   const $ = (id) => document.getElementById(id);
@@ -75,6 +77,7 @@
 
   // Colours.
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  let printing = false;
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   let ink = {};
   const palette = new Map();
@@ -92,7 +95,7 @@
       for (const char of all.names[name]) hash = (hash * 31 + char.codePointAt(0)) >>> 0;
       // Reds are for what went wrong.
       const hue = 40 + (hash % 280);
-      found = dark.matches ? `hsl(${hue} 45% 38%)` : `hsl(${hue} 60% 78%)`;
+      found = dark.matches && !printing ? `hsl(${hue} 45% 38%)` : `hsl(${hue} 60% 78%)`;
       palette.set(name, found);
     }
     return found;
@@ -122,6 +125,8 @@
           const middle = (next + far) >> 1;
           if (begins[middle] < limit) next = middle + 1; else far = middle;
         }
+        // Rows do not overlap, so that only the last of them can be long: it stays what it is.
+        if (next - n > 1 && lengths[next - 1] >= least) next--;
         many = next - n;
         end = Math.max(end, begins[next - 1] + lengths[next - 1]);
         found.push([begin, Math.min(end, Math.max(limit, end)), row, n, many]);
@@ -322,19 +327,22 @@
   }
 
   let asked = false;
-  const draw = () => {
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(() => {
-      asked = false;
-      drawn = data();
-      chart.setOption(options(), { notMerge: true, lazyUpdate: false });
-      drawCurves();
-      const scroll = $("rows");
-      scroll.max = Math.max(0, lines.length - shownLines());
-      scroll.value = state.top;
+  const drawNow = () => {
+    asked = false;
+    const scroll = $("rows");
+    scroll.max = Math.max(0, lines.length - shownLines());
+    scroll.value = state.top;
+    if (scroll.hidden !== !+scroll.max) {
       scroll.hidden = !+scroll.max;
-    });
+      chart.resize();
+    }
+    drawn = data();
+    chart.setOption(options(), { notMerge: true, lazyUpdate: false });
+    drawCurves();
+  };
+  const draw = () => {
+    if (!asked) requestAnimationFrame(drawNow);
+    asked = true;
   };
 
   // Moving about.
@@ -493,6 +501,16 @@
         };
       }),
     }, { notMerge: true });
+    // The same for whoever cannot see them.
+    const ranges = all.curves.filter((curve) => curve.name === name && curve.values.length);
+    const told = ranges.slice(0, CURVES_TOLD).map((curve) => {
+      const values = curve.values.filter((_, n) => curve.times[n] >= span.from && curve.times[n] <= span.to);
+      const range = values.length ? `${shown(Math.min(...values))} to ${shown(Math.max(...values))}`
+        : "none in this time";
+      return `${all.processes[curve.process].title}: ${range}`;
+    });
+    if (ranges.length > told.length) told.push(`and ${ranges.length - told.length} more`);
+    curvesBox.setAttribute("aria-label", `${name} over the same time. ${told.join("; ")}`);
   }
 
   // Distributions: a strip a name, darker where more spans took that long.
@@ -601,19 +619,55 @@
   $("rows").addEventListener("input", (event) => { state.top = +event.target.value; draw(); });
   chooser.addEventListener("change", draw);
   const resized = () => {
-    box.style.height = `${Math.min(lines.length * ROW + AXIS + 12, Math.max(240, innerHeight * 0.6))}px`;
-    for (const each of [chart, curves, durations]) each?.resize();
-    draw();
+    const most = printing ? PAPER_HEIGHT : Math.max(240, innerHeight * 0.6);
+    box.style.height = `${Math.min(lines.length * ROW + AXIS + 12, most)}px`;
+    state.top = Math.min(state.top, Math.max(0, lines.length - shownLines()));
+    for (const each of [chart, curves, durations]) {
+      if (!each) continue;
+      each.getDom().style.width = printing ? `${PAPER_WIDTH}px` : "";
+      each.resize();
+    }
+    drawNow();
     drawDurations();
   };
-  window.addEventListener("resize", resized);
-  window.addEventListener("beforeprint", resized);
+  window.addEventListener("resize", () => { if (!printing) resized(); });
+
+  // Printing. What is on paper is drawn before the page has the paper's width or colours, and at
+  // once: no frame comes in between.
+  let paused = null;
+  window.addEventListener("beforeprint", () => {
+    if (printing) return;
+    printing = true;
+    const closed = [...document.querySelectorAll("details:not([open])")];
+    paused = { closed, top: state.top };
+    for (const each of closed) each.open = true;
+    document.documentElement.dataset.paper = "yes";
+    repaint();
+    resized();
+    if (shownLines() < lines.length) {
+      say(`${counted} On paper: lines ${state.top + 1} to ${state.top + shownLines()} of ` +
+        `${lines.length}.`);
+    }
+  });
+  window.addEventListener("afterprint", () => {
+    if (!printing) return;
+    printing = false;
+    for (const each of paused.closed) each.open = false;
+    delete document.documentElement.dataset.paper;
+    state.top = paused.top;
+    repaint();
+    resized();
+    say(counted);
+  });
   dark.addEventListener("change", () => { repaint(); resized(); });
   const count = all.rows.reduce((sum, row) => sum + row.begins.length, 0);
-  say(`${count.toLocaleString("en")} spans, ${marks.length.toLocaleString("en")} moments, ` +
-    `${all.processes.length} processes.`);
+  const counted = `${count.toLocaleString("en")} spans, ` +
+    `${marks.length.toLocaleString("en")} moments, ${all.processes.length} processes.`;
+  say(counted);
   $("chart-section").hidden = false;
   resized();
   // For tests, and for whoever prints: the first drawing is done.
-  requestAnimationFrame(() => { document.documentElement.dataset.ready = "yes"; });
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    document.documentElement.dataset.ready = "yes";
+  }));
 })();
