@@ -391,9 +391,8 @@ class Recorder:
     def _note_busy(self, segment: Segment, busy: bool) -> None:
         """Whether this process has no ring only because the lock was held; counted once."""
         here = (os.getpid(), segment.field("run_id"))
-        if busy != (self._busy == here):
+        if busy != (self._busy == here) and segment.count_busy(1 if busy else -1):
             self._busy = here if busy else None
-            segment.count_busy(1 if busy else -1)
 
     def after_fork(self) -> None:
         """In the child: forget the parent's ring; the next event claims another."""

@@ -51,15 +51,14 @@ _LOCK_POLL_SECONDS: Final = 0.001
 _COUNTING_SECONDS: Final = 0.02
 _COPIED_AT_ONCE: Final = 1 << 20
 
-_closing = RLock()
+# By process: what another thread of its parent's held, nobody in a child would ever release.
+_closings: Final[dict[int, RLock]] = {}
+os.register_at_fork(after_in_child=_closings.clear)
 
 
-def _renew_lock() -> None:
-    global _closing
-    _closing = RLock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
+def _closing() -> RLock:
+    """What closing and locking hold; this process's own, also where C code has forked it."""
+    return _closings.setdefault(os.getpid(), RLock())
 
 
 class OwnWords:
@@ -190,33 +189,45 @@ class Segment:
         `timeout` in seconds: a process that was stopped while it held the lock must not stop
         the others. Raises `SegmentError` when it is over.
         """
-        with _closing:
-            # A signal handler may come here while this very thread holds the lock.
-            nested = self._holder == os.getpid()
-            try:
-                # Acquired in here, for a signal handler may raise as the call returns;
-                # releasing what was not acquired is harmless.
-                if not nested:
-                    self._acquire("lock", timeout)
-                    self._holder = os.getpid()
-                yield
-            finally:
-                if not nested:
-                    self._holder = 0
-                    self._lock("lock", fcntl.LOCK_UN)
+        deadline = time.monotonic() + timeout
+        while True:
+            # Not while it waits: other threads lock and close segments of their own.
+            with _closing():
+                # A signal handler may come here while this very thread holds the lock.
+                nested = self._holder == os.getpid()
+                try:
+                    # Acquired in here, for a signal handler may raise as the call returns;
+                    # releasing what was not acquired is harmless.
+                    if nested or self._acquired("lock"):
+                        self._holder = os.getpid()
+                        yield
+                        return
+                finally:
+                    if not nested:
+                        self._holder = 0
+                        self._lock("lock", fcntl.LOCK_UN)
+            self._wait(deadline, timeout)
 
-    def count_busy(self, change: int) -> None:
+    def count_busy(self, change: int) -> bool:
         """Count a process that found the lock held and goes on without a ring, or no longer does.
 
-        Under a lock that nobody waits under, so that who has been refused the other gets this.
+        Under a lock that nobody waits under, so that who has been refused the other gets this;
+        whether it was counted, for a process that is stopped here keeps it from the others.
         """
-        with _closing, contextlib.suppress(LockedError):
+        deadline = time.monotonic() + _COUNTING_SECONDS
+        while True:
+            with _closing():
+                try:
+                    if self._acquired("busy_lock"):
+                        counted = (self.word("refused_busy") & PLAUSIBLE) + change
+                        self.set_word("refused_busy", max(0, counted))
+                        return True
+                finally:
+                    self._lock("busy_lock", fcntl.LOCK_UN)
             try:
-                self._acquire("busy_lock", _COUNTING_SECONDS)
-                counted = (self.word("refused_busy") & PLAUSIBLE) + change
-                self.set_word("refused_busy", max(0, counted))
-            finally:
-                self._lock("busy_lock", fcntl.LOCK_UN)
+                self._wait(deadline, _COUNTING_SECONDS)
+            except LockedError:
+                return False
 
     def refused(self) -> int:
         """Processes that are not recorded, for want of a ring, of memory, or of the lock."""
@@ -227,21 +238,23 @@ class Segment:
         where = CONTROL.bytes_at(field)
         fcntl.lockf(self.fd, command, where.stop - where.start, where.start)
 
-    def _acquire(self, field: str, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                self._lock(field, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    raise
-            if time.monotonic() > deadline:
-                raise LockedError(
-                    f"recording {self.name!r} has been locked by another process for "
-                    f"{timeout:g} s: is one of its processes stopped?"
-                )
-            time.sleep(_LOCK_POLL_SECONDS)
+    def _acquired(self, field: str) -> bool:
+        """Lock it if no other process has; whether it is locked."""
+        try:
+            self._lock(field, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            return False
+        return True
+
+    def _wait(self, deadline: float, timeout: float) -> None:
+        if time.monotonic() > deadline:
+            raise LockedError(
+                f"recording {self.name!r} has been locked by another process for "
+                f"{timeout:g} s: is one of its processes stopped?"
+            )
+        time.sleep(_LOCK_POLL_SECONDS)
 
     def reserve(self, offset: int, size: int) -> None:
         """Give the range real pages now; raises `SpaceError` instead of a later SIGBUS."""
@@ -269,7 +282,7 @@ class Segment:
 
     def close(self) -> None:
         """Unmap and close; twice is harmless. Views handed out must be released before."""
-        with _closing:
+        with _closing():
             if self.fd < 0:
                 return
             cuts.unwatch(self._watch)

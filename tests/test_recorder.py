@@ -659,6 +659,7 @@ FORKED = (
     "if child:\n    os.waitpid(child, 0)\n    os._exit(0)\n"
     "for _ in sys.stdin:\n    shmrec.instant('x')\n    print('told', flush=True)\n"
 )
+RECORDED = FORKED.replace("print('told'", "print(shmrec.recorder.default.attached")
 
 
 def test_a_fork_that_finds_no_ring_because_of_the_lock_is_counted(
@@ -698,6 +699,46 @@ def test_a_fork_that_ends_before_it_gets_a_ring_stays_counted(
             parent.end_input()
             parent.wait()
         assert opened.word("refused_busy") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_who_counts_that_and_is_stopped_or_killed_falsifies_nothing(
+    flight: shmrec.FlightRecorder, script: Callable[..., Script], number: int
+) -> None:
+    counted, uncounted = script(RECORDED, flight.name), script(RECORDED, flight.name)
+    counting = script(
+        "import fcntl, sys\n"
+        "from shmrec.segment import open_segment\n"
+        "opened = open_segment(sys.argv[1])\n"
+        "opened._lock('busy_lock', fcntl.LOCK_EX)\n"
+        "print('counting', flush=True)\n"
+        "sys.stdin.readline()\n",
+        flight.name,
+    )
+    assert (counted.line(), uncounted.line()) == ("joined", "joined")
+
+    def attached(child: Script) -> bool:
+        child.say()
+        return child.line() == "True"
+
+    with open_segment(flight.name) as opened:
+        with opened.locked():
+            assert counting.line() == "counting"
+            counting.process.send_signal(number)
+            if number == signal.SIGKILL:
+                counting.wait()
+            assert not attached(uncounted)
+            assert opened.refused() == (number == signal.SIGKILL)
+            counting.process.kill()
+            counting.process.wait()
+            assert not attached(counted)
+            assert opened.refused() == 1 + (number == signal.SIGKILL)
+        wait_until(lambda: attached(uncounted))
+        assert opened.refused() == 1
+        wait_until(lambda: attached(counted))
+        assert opened.refused() == 0
+    for child in (counted, uncounted):
+        child.end_input()
 
 
 def test_who_is_refused_for_another_reason_then_is_not_counted_twice(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shmrec import layout, naming
 from shmrec.errors import (
     LayoutMismatchError,
+    LockedError,
     NoSuchRecordingError,
     SegmentError,
     SpaceError,
@@ -226,6 +231,77 @@ def test_the_lock_excludes_a_forked_child_on_the_inherited_descriptor(made: Segm
             except SegmentError:
                 os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+HOLDER = (
+    "import sys\n"
+    "from shmrec.segment import open_segment\n"
+    "with open_segment(sys.argv[1]).locked():\n"
+    "    print('locked', flush=True)\n"
+    "    sys.stdin.readline()\n"
+)
+
+
+def test_a_thread_that_waits_for_the_lock_keeps_none_from_closing_another_segment(
+    made: Segment, script: Callable[..., Script], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = script(HOLDER, made.name)
+    assert holder.line() == "locked"
+    lockf, refused, over = fcntl.lockf, threading.Event(), threading.Event()
+
+    def noting(*args: Any) -> None:
+        try:
+            lockf(*args)
+        except OSError:
+            refused.set()
+            raise
+
+    def wait() -> None:
+        with contextlib.suppress(LockedError), made.locked(5.0):
+            pass
+        over.set()
+
+    monkeypatch.setattr(fcntl, "lockf", noting)
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert refused.wait(10)
+    other = open_segment(made.name, writable=False)
+    other.close()
+    assert not over.is_set()
+    holder.end_input()
+    waiting.join()
+
+
+def test_what_another_thread_holds_keeps_no_child_waiting_that_c_code_forks(
+    made: Segment, script: Callable[..., Script]
+) -> None:
+    forked = script(
+        "import ctypes, os, signal, sys, threading\n"
+        "from shmrec.errors import LockedError\n"
+        "from shmrec.segment import open_segment\n"
+        "opened, held, go = open_segment(sys.argv[1]), threading.Event(), threading.Event()\n"
+        "def hold():\n"
+        "    with opened.locked():\n"
+        "        held.set()\n"
+        "        go.wait()\n"
+        "other = threading.Thread(target=hold)\n"
+        "other.start()\n"
+        "held.wait()\n"
+        "child = ctypes.PyDLL(None).fork()\n"
+        "if not child:\n"
+        "    signal.alarm(10)\n"
+        "    try:\n"
+        "        with opened.locked(0.05): pass\n"
+        "    except LockedError:\n"
+        "        opened.close()\n"
+        "        os._exit(7)\n"
+        "    os._exit(1)\n"
+        "print(os.waitpid(child, 0)[1] >> 8, flush=True)\n"
+        "go.set()\n"
+        "other.join()\n",
+        made.name,
+    )
+    assert forked.line() == "7"
 
 
 def test_closing_twice_closes_no_descriptor_of_somebody_else(recording_name: str) -> None:

@@ -245,7 +245,7 @@ def trigger_words(segment: Segment, random: Random, liar: int) -> None:
     first = CONTROL.word("suppressed")
     for at in range(first, first + 16):
         segment.words[at] = _lie(random)
-    for name in ("refused_full", "refused_space", "snapshots"):
+    for name in ("refused_full", "refused_space", "refused_busy", "snapshots"):
         segment.set_word(name, _lie(random))
 
 
