@@ -26,6 +26,7 @@ def test_scribbling_while_everybody_reads(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(written.read_text())["counts"]
     assert counts["events checked"]
+    assert counts["answers while it scribbled"]
     assert counts["collectors that ended in order"]
 
 

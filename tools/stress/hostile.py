@@ -168,6 +168,13 @@ class World:
         """A scribble that spares what others wrote: all of it is found in a snapshot."""
         self._record(random)
         self._scribble(kind, random)
+        with self._scribbled_on(kind, random):
+            self._record(random)
+            # Whether there is one now: the answer is in order, and comes.
+            self._ask("snapshot", self.name, "--timeout", str(_SECONDS / 2))
+            self._ask("recover", self.name, "--force", "--dir", self.directory)
+            self._ask("ps", self.name)
+            self.tally.count("answers while it scribbled", 3)
         self._record(random)
         # What a collector puts back takes it until its next look.
         taken = self._retried("snapshot", self.name)
@@ -227,6 +234,23 @@ class World:
         scribble(self.segment, random, _LIAR)
         self.tally.count("scribbles")
         self.tally.count(f"of {kind}")
+
+    @contextlib.contextmanager
+    def _scribbled_on(self, kind: str, random: Random) -> Iterator[None]:
+        """Meanwhile a process scribbles like that again and again."""
+        scribbling, until = Random(random.getrandbits(64)), time.monotonic() + 5 * _SECONDS
+        pid = os.fork()
+        if not pid:
+            try:
+                while time.monotonic() < until:
+                    SPARING[kind](self.segment, scribbling, _LIAR)
+            finally:
+                os._exit(1)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
     def _everybody_reads(self, random: Random) -> None:
         live = ("ps", self.name)
