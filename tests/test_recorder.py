@@ -659,6 +659,55 @@ FORKED = (
     "if child:\n    os.waitpid(child, 0)\n    os._exit(0)\n"
     "for _ in sys.stdin:\n    shmrec.instant('x')\n    print('told', flush=True)\n"
 )
+TWICE = (
+    "import ctypes, os, sys, shmrec\n"
+    "one, two = (shmrec.attach(name, required=True) for name in sys.argv[1:])\n"
+    "both, fork = (one, two), ctypes.PyDLL(None).fork\n"
+    "held = [each.begin('held') for each in both]\n"
+    "for generation in range(3):\n"
+    "    for n in range(5):\n"
+    "        for each in both: each.instant(str(generation), n=n)\n"
+    "    child = fork()\n"
+    "    if child: break\n"
+    "else:\n"
+    "    os._exit(0)\n"
+    "status = os.waitpid(child, 0)[1]\n"
+    "for each, span in zip(both, held):\n"
+    "    each.instant(str(generation), n=5)\n"
+    "    each.end(span)\n"
+    "if generation: os._exit(status)\n"
+    "print(status, flush=True)\n"
+    "sys.stdin.readline()\n"
+)
+
+
+def test_what_c_code_forks_has_a_ring_of_its_own_in_each_recording(
+    flight: shmrec.FlightRecorder,
+    tmp_path: Path,
+    recording_name: str,
+    script: Callable[..., Script],
+) -> None:
+    with shmrec.FlightRecorder(f"{recording_name}-b", directory=tmp_path / "b") as other:
+        parent = script(TWICE, flight.name, other.name)
+        assert parent.line() == "0"
+        for each in (flight, other):
+            snapshot = shmrec.read(each.snapshot())
+            assert not snapshot.verify()
+            found: dict[str, list[tuple[int, int]]] = {}
+            for event in snapshot:
+                if event.kind == "instant":
+                    found.setdefault(event.name, []).append((event.pid, event.args["n"]))
+            assert sorted(found) == ["0", "1", "2"]
+            assert {pid for pid, _ in found["0"]} == {parent.pid}
+            assert len({pid for said in found.values() for pid, _ in said}) == 3
+            for said in found.values():
+                assert said == [(said[0][0], n) for n in range(6)]
+            for producer in snapshot.producers:
+                assert not any(producer.losses.values())
+                assert not producer.open_spans
+        parent.end_input()
+
+
 RECORDED = FORKED.replace("print('told'", "print(shmrec.recorder.default.attached")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from tools.stress.starved_memory import goes_on
 _RING: Final = 2 << 20
 _PAGE: Final = 4096
 _MIB: Final = 1 << 20
+_FATAL: Final = f"__import__('signal').signal({int(signal.SIGXFSZ)}, 0) and None"
+"""Has SIGXFSZ end the program, as it does by default; Python ignores it."""
 
 
 def address_space(ground: Ground) -> None:
@@ -232,15 +235,18 @@ def file_size(ground: Ground) -> None:
         ground.hold(not service.serves(), "memory beyond the limit")
         ground.one_line(service.said(), "no room for", "memory beyond the limit")
         owner = service.program(enter=limited(_MIB))
+        owner.do(_FATAL)
         said = owner.do(f"shmrec.FlightRecorder({recording_name()!r}).start()")
         ground.one_line(said["error"], "no room for", "memory beyond the limit, its owner")
         ground.tally.count("starts refused", 2)
     with ground.folder() as place, Service(place, size=_RING) as service:
         ground.hold(service.serves(), f"no collector: {service.said()}")
         worker = service.program(enter=limited(_PAGE))
+        worker.do(_FATAL)
         said = worker.attach(service.name)
         ground.hold(not said["error"], f"a producer with a limit: {said}")
-        worker.do("work(0.1)")
+        done = worker.do("work(0.1)")
+        ground.hold(said["value"] and not done["error"], f"a producer with a limit: {said}, {done}")
         service.ask("whole").unlink()
         for limit in (0, 1, _PAGE, 64 * 1024)[:: 3 if ground.quick else 1]:
             lift = _limit(service.collector.pid, resource.RLIMIT_FSIZE, limit)
