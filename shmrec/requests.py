@@ -128,7 +128,7 @@ def ask(
     timeout: float,
     sleep: Callable[[float], None] | None = None,
 ) -> str:
-    """Ask and wait for the answer, at most `timeout` seconds.
+    """Ask and wait for the answer, at most `timeout` seconds, those for the lock among them.
 
     Raises `SnapshotActiveError` if every slot is in use, `RequestFailedError` with the
     collector's words if it could not, `SuppressedError` if a limit forbade it, `CollectorError`
@@ -140,7 +140,9 @@ def ask(
             f"{segment.name}`, or read the memory as it is with `shmrec-dump recover "
             f"{segment.name}`"
         )
-    claimed = _claim(segment, verb, reason, argument)
+    began = looked = time.monotonic()
+    deadline = began + timeout
+    claimed = _claim(segment, verb, reason, argument, min(timeout, _LOCK_SECONDS))
     if claimed is None:
         raise SnapshotActiveError(
             f"{REQUESTS} requests to the collector of {segment.name!r} are under way: use the "
@@ -149,8 +151,6 @@ def ask(
     slot, ticket = claimed
     words, base = _words(segment, slot)
     wake(wakeup)
-    began = looked = time.monotonic()
-    deadline = began + timeout
     try:
         while words[base + _word("answered")] != ticket:
             now = time.monotonic()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from shmrec import requests
-from shmrec.errors import CollectorError, RequestFailedError, SnapshotActiveError
+from shmrec.errors import CollectorError, LockedError, RequestFailedError, SnapshotActiveError
 from shmrec.layout import REASON_BYTES, REQUESTS, Status, Verb
 from shmrec.segment import Segment
 
@@ -159,6 +159,23 @@ def test_no_answer_in_time_is_an_error_and_frees_the_slot_once_answered(made: Se
     [late] = requests.pending(made)
     requests.answer(made, late, "")
     assert requests.tell(made, None, Verb.ENDED)
+
+
+def test_a_lock_that_somebody_keeps_is_waited_for_no_longer_than_the_answer(
+    made: Segment, script: Callable[..., Script]
+) -> None:
+    holder = script(
+        "import sys\n"
+        "from shmrec.segment import open_segment\n"
+        "with open_segment(sys.argv[1]).locked():\n"
+        "    print('locked', flush=True)\n"
+        "    sys.stdin.readline()\n",
+        made.name,
+    )
+    assert holder.line() == "locked"
+    with pytest.raises(LockedError, match=r"locked by another process for 0\.01 s"):
+        requests.ask(made, None, Verb.SNAPSHOT, timeout=0.01)
+    holder.end_input()
 
 
 @pytest.mark.parametrize(
