@@ -28,6 +28,7 @@ LONGER = (
     "clock",
     "crowd",
     "collector-stopped",
+    "lock-stopped",
 )
 SAMPLE = ("shm-size", "shm-full", "shm-filled", "memory", "disk-death", "disk-replaced", "no-proc")
 

@@ -7,6 +7,7 @@ and what happened meanwhile is told once when it goes on.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -197,4 +198,48 @@ def _goes_on(
     ground.hold(ticks <= allowed, f"{ticks} generations in {allowed:.0f} s: a burst")
 
 
-CASES: Final[dict[str, Case]] = {"crowd": crowd, "collector-stopped": stopped}
+def locked(ground: Ground) -> None:
+    """A process that is stopped while it has the lock: who records goes on, who asks is told."""
+    with ground.folder() as place, Service(place, "--producers", "4") as service:
+        ground.hold(service.serves(), f"no collector: {service.said()}")
+        steady, holder, late = (service.program() for _ in range(3))
+        for each in (steady, holder):
+            each.attach(service.name)
+        before = steady.do("work(0.3)")["value"]
+        holder.do(f"globals().update(held=shmrec.segment.open_segment({service.name!r}))")
+        said = holder.do(f"held._lock('lock', {fcntl.LOCK_EX})")
+        ground.hold(not said["error"], f"has no lock: {said}")
+        holder.kill(signal.SIGSTOP)
+        during = steady.do("work(0.5)")["value"]
+        cost = [each["cpu_ns"] / max(1, each["events"]) for each in (before, during)]
+        ground.hold(cost[1] < 2 * cost[0], f"{cost[1]:.0f} ns an event, not {cost[0]:.0f}")
+        ground.hold(during["waits"] == 0, f"waited {during['waits']} times")
+        ground.tally.count("events recorded meanwhile", during["events"])
+        began = time.monotonic()
+        asked = steady.do("shmrec.snapshot('anybody there?', timeout=0.3)")
+        ground.hold(asked["value"] is None and not asked["error"], f"asked: {asked}")
+        ground.one_line(asked["warned"], "is one of its processes stopped?", "asked")
+        ground.hold(time.monotonic() - began < 1.5, f"{time.monotonic() - began:.1f} s, not 0.3")
+        if not ground.quick:
+            began = time.monotonic()
+            said = late.attach(service.name)
+            ground.hold(not said["value"] and not said["error"], f"attached: {said}")
+            ground.one_line(said["warned"], "not recording", "attached")
+            ground.hold(time.monotonic() - began < 12, f"{time.monotonic() - began:.0f} s, not 10")
+            done = late.do("work(0.05)")
+            ground.hold(not done["error"] and not done["warned"], f"without a ring: {done}")
+        holder.kill()
+        holder.process.wait()
+        ground.hold(late.attach(service.name)["value"], "no ring after the lock was free")
+        ground.hold(until(lambda: service.files(f"pid-{holder.pid}-"), 20), "the death is not told")
+        ground.tally.count("deaths told once")
+        for each in (steady, late):
+            ground.hold(each.leave() == 0, "did not end in order")
+        ground.quiet(service.log, "locked")
+
+
+CASES: Final[dict[str, Case]] = {
+    "crowd": crowd,
+    "collector-stopped": stopped,
+    "lock-stopped": locked,
+}
