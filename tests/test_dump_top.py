@@ -62,12 +62,12 @@ def test_what_a_person_sees_and_does(scene: Scene) -> None:
         assert labels == ["worker 0", "worker 1", "worker 2", "master"]
 
         terminal.keys(">")
-        terminal.see("ev/sv")
+        terminal.see("ev/s↓")
         for _ in range(5):
             terminal.keys(">")
         terminal.see("pidv")
         terminal.keys("r")
-        assert re.findall(r"worker \d|master", terminal.see("pid^"))[-1] == "master"
+        assert re.findall(r"worker \d|master", terminal.see("pid↑"))[-1] == "master"
         terminal.keys("<", "r")
 
         terminal.keys("/")

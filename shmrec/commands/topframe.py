@@ -218,7 +218,7 @@ def _headings(view: View, widths: dict[int, int], width: int) -> Text:
         heading = COLUMNS[place].heading
         name = heading.removesuffix(">")
         if _OF_SORT[view.sort] == place:
-            name = f"{name}{'^' if view.reverse else 'v'}"
+            name = f"{name}{'↑' if view.reverse else '↓'}"
         text.append(" " * _GAP * bool(number))
         text.append(_fitted(name, cells, heading.endswith(">")), STYLES["dim"])
     return _cut(text, width)
