@@ -65,7 +65,7 @@ def test_what_a_person_sees_and_does(scene: Scene) -> None:
         terminal.see("ev/s↓")
         for _ in range(5):
             terminal.keys(">")
-        terminal.see("pidv")
+        terminal.see("pid↓")
         terminal.keys("r")
         assert re.findall(r"worker \d|master", terminal.see("pid↑"))[-1] == "master"
         terminal.keys("<", "r")
