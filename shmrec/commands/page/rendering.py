@@ -1,7 +1,8 @@
 """The page: template and assets put together, with a policy that admits these scripts only.
 
 Runs in ``shmrec-dump report``. The template engine escapes whatever it is given; what goes in
-unescaped are the package's own style and scripts, and base64.
+unescaped are the package's own style and scripts, and base64. Each script is an element of its
+own, and uses what those before it define.
 """
 
 from __future__ import annotations
@@ -20,6 +21,19 @@ from shmrec.exporting import Source, package
 __all__ = ["LIBRARY_VERSION", "render"]
 
 LIBRARY_VERSION: Final = "6.1.0"
+_SCRIPTS: Final = (
+    "echarts.js",
+    "words.js",
+    "recording.js",
+    "ink.js",
+    "shapes.js",
+    "timeline.js",
+    "moving.js",
+    "curves.js",
+    "durations.js",
+    "page.js",
+)
+"""In their order; the last one begins."""
 _ENDS_SCRIPT: Final = "</script"
 
 
@@ -32,7 +46,8 @@ def render(source: Source) -> str:
     jinja2 = package("jinja2", "report")
     trusted = package("markupsafe", "report").Markup
     drawing = draw(source.timeline)
-    css, library, js = map(_asset, ("page.css", "echarts.js", "page.js"))
+    css = _asset("page.css")
+    scripts = [_asset(name) for name in _SCRIPTS]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, "."),
         autoescape=True,
@@ -42,10 +57,9 @@ def render(source: Source) -> str:
         story=tell(source.snapshot, source.analysis),
         drawing=drawing,
         css=trusted(css),
-        library=trusted(library),
-        js=trusted(js),
+        scripts=[trusted(text) for text in scripts],
         style_sources=trusted(_source(css)),
-        script_sources=trusted(f"{_source(library)} {_source(js)}"),
+        script_sources=trusted(" ".join(map(_source, scripts))),
         age=age,
         clock=lambda time_ns: clock(source.timeline.wall_ns(time_ns)),
         version=__version__,
