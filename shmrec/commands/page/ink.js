@@ -18,9 +18,9 @@ function inkOf(names) {
     if (!found) {
       let hash = 0;
       for (const char of names[name]) hash = (hash * 31 + char.codePointAt(0)) >>> 0;
-      // Reds are for what went wrong.
+      // Reds are for what went wrong. With commas: the library knows no other form.
       const hue = 40 + (hash % 280);
-      found = dark.matches && !ink.printing ? `hsl(${hue} 45% 38%)` : `hsl(${hue} 60% 78%)`;
+      found = dark.matches && !ink.printing ? `hsl(${hue}, 45%, 38%)` : `hsl(${hue}, 60%, 78%)`;
       palette.set(name, found);
     }
     return found;
