@@ -17,7 +17,7 @@ import pytest
 
 from shmrec.commands.page import drawing
 from shmrec.commands.page.rendering import LIBRARY_VERSION
-from shmrec.events import BEGIN, COUNTER, END, EXCEPTION, INSTANT
+from shmrec.events import BEGIN, COUNTER, END, EXCEPTION, INSTANT, LOG
 from shmrec.manifest import Cause, Stack
 
 from .dumping import batch, dump, failure, write_file
@@ -139,6 +139,27 @@ def test_the_timeline_has_every_span_and_moment(tmp_path: Path) -> None:
     assert curves[0, "depth request"] == [3]
     assert curves[0, "process.rss"] == [6 << 20, 7 << 20, 8 << 20]
     assert {each["name"]: each["count"] for each in data["durations"]} == {"query": 2}
+
+
+def test_what_was_logged_as_an_error_is_one(tmp_path: Path) -> None:
+    logged = batch(
+        MAIN,
+        *(
+            [LOG.number, 1, "app", {"message": "m", **level}]
+            for level in (
+                {"level": "INFO"},
+                {"level": "WARNING"},
+                {"level": "ERROR"},
+                {"level": "CRITICAL"},
+                {"level": "ALARM", "levelno": 45},
+                {"level": "NOTICE", "levelno": 25},
+            )
+        ),
+        start_ns=TAKEN - SECOND,
+    )
+    file = write_file(tmp_path / "a.shmrec", header(), [(producer(), [logged])])
+    kinds = [kind for _, _, kind, _ in page_of(file).data["marks"]]
+    assert kinds[:6] == ["log", "log", "error", "error", "error", "log"]
 
 
 def test_of_too_many_moments_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ Runs in the command-line tools, for as many lines as there are events: no layout
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from shmrec.commands.screen import Part
 from shmrec.commands.wording import age, arguments, clock, counted, safe, span_named, thread_said
@@ -18,6 +18,7 @@ __all__ = [
     "event_line",
     "event_parts",
     "inside_of",
+    "log_style",
     "newest_first",
     "note_line",
     "process_named",
@@ -43,7 +44,11 @@ def _style(event: Event) -> str:
     """The style of an event's kind; of a log's, that of its level."""
     if event.kind != LOG.name:
         return _STYLES.get(event.kind, "")
-    args = event.args or {}
+    return log_style(event.args or {})
+
+
+def log_style(args: dict[str, Any]) -> str:
+    """The style of a log record, by its level."""
     level = args.get("levelno", _LEVEL_NUMBERS.get(str(args.get("level")), 20))
     if not isinstance(level, int):
         return ""

@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shmrec.commands.stack_lines import call
+from shmrec.commands.timeline import log_style
 from shmrec.commands.wording import age, arguments, counted, safe, thread_said, who
 from shmrec.events import EXCEPTION, LOG
 from shmrec.survey import Durations
@@ -51,7 +52,6 @@ _DISTRIBUTIONS: Final = 24
 _SLOWEST: Final = 20
 _OTHER: Final = "(another name)"
 _IN_FLIGHT, _LOST, _ERROR = 1, 2, 4
-_LEVEL_ERROR: Final = 40
 
 
 @dataclass
@@ -235,8 +235,7 @@ class _Drawer:
         assert item.process is not None
         kind = item.kind
         if kind == LOG.name:
-            level = item.args.get("levelno")
-            kind = "error" if isinstance(level, int) and level >= _LEVEL_ERROR else "log"
+            kind = "error" if log_style(item.args) == "bad" else "log"
         text = safe(item.name)
         if item.args:
             text += f"  {arguments(item.args, _TEXT_CHARACTERS)}"
