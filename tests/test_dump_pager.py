@@ -134,7 +134,15 @@ AT_ONCE = (
 
 @pytest.mark.parametrize(
     "args",
-    [("verify",), ("info",), ("events", "--count"), ("diff",), ("scrub", "-o")],
+    [
+        ("verify",),
+        ("info",),
+        ("stacks",),
+        ("events", "--count"),
+        ("diff",),
+        ("scrub", "-o"),
+        ("report", "-o"),
+    ],
     ids=" ".join,
 )
 def test_what_reads_files_says_how_far_it_is(file: Path, args: tuple[str, ...]) -> None:
@@ -147,7 +155,8 @@ def test_what_reads_files_says_how_far_it_is(file: Path, args: tuple[str, ...]) 
     with Bare([sys.executable, "-c", AT_ONCE, *given]) as terminal:
         assert terminal.wait() == 0
         terminal.see("%")
-        assert (b"scrubbing" if "-o" in args else b"reading web-2026") in terminal.sent
+        doing = {"scrub": b"scrubbing", "report": b"drawing"}.get(args[0], b"reading web-2026")
+        assert doing in terminal.sent
     for name in more:
         if name.endswith(".new"):
             os.unlink(name)

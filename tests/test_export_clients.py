@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import shutil
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -16,10 +17,12 @@ from typing import Any
 import pytest
 
 from shmrec.exporting import slice_name
+from shmrec.snapshot_file import read
 
+from .conftest import WAIT_SECONDS
 from .dumping import batch, dump, write_file
-from .findings import TAKEN, header, producer
-from .incident import ODD, incident, many, timeline_of
+from .findings import SECOND, TAKEN, header, producer
+from .incident import MS, ODD, incident, many, timeline_of
 from .perfetto_client import interface, query
 from .test_hostile_text import hostile_file
 from .trace_viewers import ChromeTracing, firefox_profiler
@@ -44,6 +47,21 @@ def views(module: str) -> Any:
     return pytest.importorskip(
         module, reason=f"{module.partition('.')[0]} is not installed: pip install '.[views]'"
     )
+
+
+def tool(name: str, *arguments: str) -> str:
+    """What a program of the system's says."""
+    program = shutil.which(name)
+    if program is None:
+        pytest.skip(f"{name} is not installed")
+    done = subprocess.run(
+        [program, *arguments],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        timeout=WAIT_SECONDS,
+    )
+    return done.stdout.decode("utf-8")
 
 
 def leaves(value: Any) -> int:
@@ -125,6 +143,59 @@ def test_perfetto_counts_what_the_snapshot_has(trace: Path) -> None:
     assert {row["ends"] for row in flights} == {timeline.taken_ns}
     assert {row["name"] for row in stacks} == {"query (in flight)"}
     assert leaves(ODD) == 12
+
+
+def test_perfetto_shows_states_moments_and_families(trace: Path) -> None:
+    timeline = timeline_of(trace.with_name("incident.shmrec"))
+    items = list(timeline.items())
+    labels, moments, families, units = query(
+        trace,
+        "select p.pid, a.display_value as state from process p join args a using (arg_set_id) "
+        "where a.key = 'chrome.process_label[0]' and p.pid > 0 order by p.pid",
+        # A moment lies on a thread's track, on a process's, or, the snapshot, on one of its own.
+        "select s.category, s.name, s.ts, s.dur, coalesce(p.pid, q.pid) as pid, h.tid "
+        "from slice s left join thread_track t on t.id = s.track_id left join thread h using (utid) "
+        "left join process q on q.upid = h.upid left join process_track k on k.id = s.track_id "
+        "left join process p on p.upid = k.upid where s.category <> 'span' order by s.ts, s.id",
+        "select s.name, s.track_id as track, t.name as family, h.tid from slice s "
+        "join thread_track t on t.id = s.track_id join thread h using (utid) "
+        "where t.name is not null order by s.ts",
+        "select distinct name, unit from counter_track where name like 'process.%' order by name",
+    )
+    assert labels == [
+        {"pid": process.pid, "state": process.state} for process in timeline.processes
+    ]
+    assert labels[1]["state"].startswith("dead: ")
+    assert [tuple(row.values()) for row in moments] == [
+        (
+            item.kind,
+            item.name,
+            item.time_ns,
+            0,
+            item.process.pid if item.process is not None else None,
+            item.track.number if item.track is not None else None,
+        )
+        for item in items
+        if item.kind not in ("begin", "end", "counter")
+    ]
+    told = {row["category"] for row in moments}
+    assert told == {"instant", "exception", "log", "mark", "stack"}
+    names = [row["name"] for row in moments if row["category"] == "mark"]
+    assert names[0] == "exited"
+    assert names[1].startswith("death: ")
+    assert names[2].startswith("snapshot: ")
+    # Two tasks overlap, the third begins when the first has ended: one family of two lanes.
+    tasks = [row for row in families if row["family"] == "task"]
+    assert [row["name"] for row in tasks] == ["task", "task", "step", "task (in flight)"]
+    first, second, step, third = (row["track"] for row in tasks)
+    assert first == step == third != second
+    assert {row["tid"] for row in tasks} == {102}
+    assert units == [
+        {"name": "process.cpu", "unit": "%"},
+        {"name": "process.open_files", "unit": ""},
+        {"name": "process.rss", "unit": "bytes"},
+        {"name": "process.threads", "unit": ""},
+    ]
 
 
 def test_perfetto_reads_trace_events(tmp_path: Path) -> None:
@@ -312,6 +383,48 @@ def test_opentelemetry_parses_every_line(tmp_path: Path) -> None:
                     assert span.start_time_unix_nano <= span.end_time_unix_nano
         kinds = Counter(item.kind for item in timeline_of(file).items())
         assert spans >= kinds["begin"]
+
+
+def test_duckdb_reads_lines_of_json(tmp_path: Path) -> None:
+    duckdb = views("duckdb")
+    file = incident(tmp_path)
+    dump("export", file, "-o", tmp_path / "x.jsonl")
+    events = f"read_json('{tmp_path}/x.jsonl', format = 'newline_delimited')"
+    kinds = duckdb.sql(f"select kind, count(*) from {events} group by kind").fetchall()
+    snapshot = read(file)
+    expected = Counter(event.kind for run in snapshot.runs(facts=True) for event in run)
+    assert dict(kinds) == expected
+    longest = duckdb.sql(
+        f"select name, duration_ns, pid, wall from {events} "
+        "where kind = 'end' order by duration_ns desc limit 1"
+    ).fetchall()
+    assert [row[:3] for row in longest] == [("request", SECOND + 3 * MS, 101)]
+
+
+def test_jq_reads_lines_of_json(tmp_path: Path) -> None:
+    """The filter is the one that `help export` shows."""
+    for file in (incident(tmp_path), hostile_file(tmp_path / "x.shmrec")):
+        out = file.with_suffix(".jsonl")
+        dump("export", file, "-o", out)
+        found = tool("jq", "-ac", 'select(.kind == "exception") | [.name, .args]', str(out))
+        events = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+        assert [json.loads(line)[0] for line in found.splitlines()] == [
+            each["name"] for each in events if each["kind"] == "exception"
+        ]
+        assert len(tool("jq", "-ac", ".time_ns", str(out)).splitlines()) == len(events)
+
+
+def test_grep_takes_text_for_text(tmp_path: Path) -> None:
+    """Of what it finds to be binary it would only say that something matches."""
+    for file, name, lines in (
+        (incident(tmp_path), "KeyError", 1),
+        (hostile_file(tmp_path / "x.shmrec"), "evil", None),
+    ):
+        out = file.with_suffix(".txt")
+        dump("export", file, "-o", out)
+        found = tool("grep", name, str(out)).splitlines()
+        assert found == [line for line in out.read_text("utf-8").splitlines() if name in line]
+        assert lines in (None, len(found))
 
 
 def test_duckdb_finds_the_slowest_span_over_a_hundred_snapshots(tmp_path: Path) -> None:

@@ -26,6 +26,30 @@ pytestmark = [
 ]
 
 
+COUNTING = """(() => {
+  let library;
+  window.counted = [];
+  Object.defineProperty(window, "echarts", {
+    get: () => library,
+    set: (found) => {
+      library = { init: (box, ...rest) => {
+        const chart = found.init(box, ...rest), draw = chart.setOption.bind(chart);
+        if (box.id === "timeline") window.drawnBy = chart;
+        if (box.id === "timeline") chart.setOption = (options, ...how) => {
+          draw(options, ...how);
+          window.counted.push(options.series[0].data.length);
+        };
+        return chart;
+      } };
+    },
+  });
+})()"""
+"""Notes the timeline's chart, and of each drawing how many spans it has."""
+
+
+FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
 class Seen:
     """A page, what its console said, and what it asked for."""
 
@@ -115,6 +139,21 @@ def test_a_click_selects_what_it_hits(seen: Seen, tmp_path: Path) -> None:
     assert seen.details()["name"] == "outer request"
 
 
+def test_what_is_pointed_at_stays_what_it_is(seen: Seen, tmp_path: Path) -> None:
+    """The library lights it up, of which it must know its colour: or the next frame has it empty."""
+    seen.page.add_init_script(COUNTING)
+    seen.open(written(tmp_path))
+    x, y = on_screen(seen, outermost(seen))
+    seen.page.mouse.move(x, y)
+    seen.page.evaluate(FRAMES)
+    place = outermost(seen)
+    fill = f"window.drawnBy.getZr().handler.findHover({place['x']}, {place['y']}).target?.style.fill"
+    assert seen.page.evaluate(fill)
+    seen.page.mouse.down()
+    seen.page.mouse.up()
+    assert seen.details()["name"] == "outer request"
+
+
 def test_a_click_counts_though_it_is_drawn_anew_meanwhile(seen: Seen, tmp_path: Path) -> None:
     """The window changes, or its colours: what was under the finger is drawn by other elements."""
     seen.open(written(tmp_path))
@@ -178,6 +217,38 @@ def test_a_long_span_behind_a_short_one_is_itself(seen: Seen, tmp_path: Path) ->
     seen.open(page)
     seen.page.locator("#timeline").click(position=outermost(seen))
     assert seen.details()["name"] == "long"
+
+
+# Much of it.
+
+
+@pytest.mark.parametrize("events", [200_000, 1_000_000])
+def test_however_much_there_is_only_what_pixels_tell_apart_is_drawn(
+    browser: Any, tmp_path: Path, events: int
+) -> None:
+    """Fluid is what draws little: a number of shapes by the width, not by the events."""
+    file = tmp_path / "a.html"
+    dump("report", everything.many(tmp_path, events), "-o", file)
+    page = browser.new_page()
+    seen = Seen(page)
+    page.add_init_script(COUNTING)
+    seen.open(file)
+    assert f"{events // 2:,} spans" in page.inner_text("#timeline-note")
+    width = page.locator("#timeline").bounding_box()["width"]
+    page.focus("#timeline")
+    drawn = 0
+    for key in (*"0+++", "ArrowLeft", *"++++++", "ArrowRight", *"-----0"):
+        page.keyboard.press(key)
+        page.wait_for_function("drawn => window.counted.length > drawn", arg=drawn)
+        drawn = page.evaluate("window.counted.length")
+    counts = page.evaluate("window.counted")
+    # Of each of eight lines a shape for three pixels; its words are in it.
+    assert 0 < max(counts) <= 8 * width / 3
+    page.fill("#search", "query")
+    page.press("#search", "Enter")
+    assert seen.details()["name"] == "query"
+    assert seen.said == []
+    page.close()
 
 
 # On paper, and read aloud.
