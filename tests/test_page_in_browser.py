@@ -49,6 +49,13 @@ COUNTING = """(() => {
 
 FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
+TIP = """(() => {
+  const all = window.drawnBy.getZr().storage.getDisplayList();
+  const tip = all.find(each => each.type === "rect" && each.z === 60);
+  return [tip.transform[4], tip.transform[5], tip.shape.width, tip.shape.height];
+})()"""
+"""Where the timeline says what is pointed at."""
+
 
 class Seen:
     """A page, what its console said, and what it asked for."""
@@ -152,6 +159,22 @@ def test_what_is_pointed_at_stays_what_it_is(seen: Seen, tmp_path: Path) -> None
     seen.page.mouse.down()
     seen.page.mouse.up()
     assert seen.details()["name"] == "outer request"
+
+
+def test_all_that_is_said_of_what_is_pointed_at_can_be_read(seen: Seen, tmp_path: Path) -> None:
+    """Its box lies within the timeline, which here has four lines, and not under the mouse."""
+    seen.page.add_init_script(COUNTING)
+    seen.open(written(tmp_path, "long words " + "x" * 300))
+    place = outermost(seen)
+    seen.page.mouse.move(*on_screen(seen, place))
+    seen.page.evaluate(FRAMES)
+    x, y, width, height = seen.page.evaluate(TIP)
+    timeline = seen.page.locator("#timeline").bounding_box()
+    assert x >= 0
+    assert x + width <= timeline["width"]
+    assert y >= 0
+    assert y + height <= timeline["height"]
+    assert not (x <= place["x"] <= x + width and y <= place["y"] <= y + height)
 
 
 def test_a_click_counts_though_it_is_drawn_anew_meanwhile(seen: Seen, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@
 
 // Within the margins of A4 and of Letter.
 const PAPER_WIDTH = 670, PAPER_HEIGHT = 880;
+// What is said beside the mouse has room.
+const LEAST_HEIGHT = 180;
 const STEP = 0.2, ZOOM = 0.6, STILL_PIXELS = 4;
 
 function listenTo(all, timeline, moving) {
@@ -90,7 +92,8 @@ function listenTo(all, timeline, moving) {
 
   const resized = () => {
     const most = ink.printing ? PAPER_HEIGHT : Math.max(240, innerHeight * 0.6);
-    box.style.height = `${Math.min(all.lines.length * ROW + AXIS + 12, most)}px`;
+    const wanted = Math.max(LEAST_HEIGHT, all.lines.length * ROW + AXIS + 12);
+    box.style.height = `${Math.min(wanted, most)}px`;
     view.top = Math.min(view.top, Math.max(0, all.lines.length - shownLines()));
     for (const each of [timeline.chart, curves.chart, durations.chart]) {
       if (!each) continue;

@@ -31,11 +31,11 @@ function timelineOf(all, ink, alsoDraw) {
         confine: true,
         backgroundColor: ink.paper,
         borderColor: ink.line,
-        textStyle: { color: ink.text, fontSize: 11, width: 420, overflow: "break" },
+        textStyle: { color: ink.text, fontSize: 11 },
         formatter: (params) => {
           if (params.seriesIndex) {
             const mark = view.drawn.moments[params.dataIndex]?.[2];
-            return mark ? `${mark.kind} ${before(mark.time)}\n${mark.text}` : "";
+            return mark ? `${mark.kind} ${before(mark.time)}\n${shortened(mark.text)}` : "";
           }
           const item = view.drawn.slices[params.dataIndex];
           if (!item) return "";

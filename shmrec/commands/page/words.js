@@ -36,4 +36,8 @@ const told = (all, row, n) => {
     ...(text === NONE ? [] : [["arguments", all.texts[text]]]),
   ];
 };
-const brief = (pairs) => pairs.map(([key, value]) => `${key}: ${value}`).join("\n");
+// The library breaks no lines of what it says beside the mouse.
+const BRIEF_CHARACTERS = 60;
+const shortened = (text) =>
+  text.length > BRIEF_CHARACTERS ? `${text.slice(0, BRIEF_CHARACTERS - 1)}…` : text;
+const brief = (pairs) => pairs.map(([key, value]) => `${key}: ${shortened(value)}`).join("\n");
