@@ -71,6 +71,12 @@ def test_list(scene: Scene) -> None:
     assert re.search(rf"{scene.name} +open +pid {found['collector']} +4 live, 1 detached", text)
     assert "two [x] " in text
     assert text.index(Path(second).name) < text.index(Path(first).name)
+    assert "\x1b[" not in text
+    coloured = on_terminal("list", "--dir", scene.directory)
+    assert re.search(r"\x1b\[[\d;]*m", coloured)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", coloured)
+    assert re.search(rf"{scene.name} +open +pid {found['collector']} +4 live", plain)
+    assert "\x1b" not in on_terminal("list", "--dir", scene.directory, env={"NO_COLOR": "1"})
 
 
 def test_list_says_what_limits_suppressed_and_which_snapshots_come_first(scene: Scene) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from shmrec.layout import StackFlag
 from shmrec.manifest import Cause
 
-from .dumping import dump, dump_json, write_file
+from .dumping import dump, dump_json, on_terminal, write_file
 from .findings import SECOND, TAKEN, crash_stack, died, header, inside, producer
 
 
@@ -26,6 +27,18 @@ def a_file(path: Path) -> Path:
         (producer(5), []),
     ]
     return write_file(path / "x.shmrec", header(), producers)
+
+
+def test_colours_are_for_a_terminal(tmp_path: Path) -> None:
+    file = a_file(tmp_path)
+    piped = dump("stacks", file).stdout
+    assert "\x1b" not in piped
+    coloured = on_terminal("stacks", file, "--no-pager", columns=200)
+    assert re.search(r"\x1b\[[\d;]*mSegmentation fault", coloured)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", coloured).replace("\r\n", "\n")
+    assert plain.splitlines() == piped.splitlines()
+    shown = on_terminal("stacks", file, "--no-pager", columns=200, env={"NO_COLOR": "1"})
+    assert "\x1b" not in shown
 
 
 def test_all_stacks_by_process_and_thread(tmp_path: Path) -> None:

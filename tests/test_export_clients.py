@@ -154,7 +154,8 @@ def test_perfetto_shows_states_moments_and_families(trace: Path) -> None:
         "where a.key = 'chrome.process_label[0]' and p.pid > 0 order by p.pid",
         # A moment lies on a thread's track, on a process's, or, the snapshot, on one of its own.
         "select s.category, s.name, s.ts, s.dur, coalesce(p.pid, q.pid) as pid, h.tid "
-        "from slice s left join thread_track t on t.id = s.track_id left join thread h using (utid) "
+        "from slice s "
+        "left join thread_track t on t.id = s.track_id left join thread h using (utid) "
         "left join process q on q.upid = h.upid left join process_track k on k.id = s.track_id "
         "left join process p on p.upid = k.upid where s.category <> 'span' order by s.ts, s.id",
         "select s.name, s.track_id as track, t.name as family, h.tid from slice s "

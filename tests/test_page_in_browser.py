@@ -147,15 +147,15 @@ def test_a_click_selects_what_it_hits(seen: Seen, tmp_path: Path) -> None:
 
 
 def test_what_is_pointed_at_stays_what_it_is(seen: Seen, tmp_path: Path) -> None:
-    """The library lights it up, of which it must know its colour: or the next frame has it empty."""
+    """The library lights it up, and must know its colour: or it is empty in the next frame."""
     seen.page.add_init_script(COUNTING)
     seen.open(written(tmp_path))
     x, y = on_screen(seen, outermost(seen))
     seen.page.mouse.move(x, y)
     seen.page.evaluate(FRAMES)
     place = outermost(seen)
-    fill = f"window.drawnBy.getZr().handler.findHover({place['x']}, {place['y']}).target?.style.fill"
-    assert seen.page.evaluate(fill)
+    found = f"window.drawnBy.getZr().handler.findHover({place['x']}, {place['y']})"
+    assert seen.page.evaluate(f"{found}.target?.style.fill")
     seen.page.mouse.down()
     seen.page.mouse.up()
     assert seen.details()["name"] == "outer request"
