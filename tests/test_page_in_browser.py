@@ -28,13 +28,13 @@ pytestmark = [
 
 COUNTING = """(() => {
   let library;
-  window.counted = [];
+  window.counted = [], window.charts = {};
   Object.defineProperty(window, "echarts", {
     get: () => library,
     set: (found) => {
       library = { init: (box, ...rest) => {
         const chart = found.init(box, ...rest), draw = chart.setOption.bind(chart);
-        if (box.id === "timeline") window.drawnBy = chart;
+        window.charts[box.id] = chart;
         if (box.id === "timeline") chart.setOption = (options, ...how) => {
           draw(options, ...how);
           window.counted.push(options.series[0].data.length);
@@ -44,17 +44,17 @@ COUNTING = """(() => {
     },
   });
 })()"""
-"""Notes the timeline's chart, and of each drawing how many spans it has."""
+"""Notes the charts, and of each drawing how many spans it has."""
 
 
 FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
-TIP = """(() => {
-  const all = window.drawnBy.getZr().storage.getDisplayList();
+TIP = """(id => {
+  const all = window.charts[id].getZr().storage.getDisplayList();
   const tip = all.find(each => each.type === "rect" && each.z === 60);
   return [tip.transform[4], tip.transform[5], tip.shape.width, tip.shape.height];
-})()"""
-"""Where the timeline says what is pointed at."""
+})"""
+"""Where a chart says what is pointed at."""
 
 
 class Seen:
@@ -85,6 +85,17 @@ def on_screen(seen: Seen, place: dict[str, float]) -> tuple[float, float]:
     timeline.scroll_into_view_if_needed()
     box = timeline.bounding_box()
     return box["x"] + place["x"], box["y"] + place["y"]
+
+
+def whole_tip(seen: Seen, name: str) -> tuple[float, float, float, float]:
+    """Where a chart says what is pointed at, which is within it."""
+    x, y, width, height = seen.page.evaluate(TIP, name)
+    chart = seen.page.locator(f"#{name}").bounding_box()
+    assert x >= 0
+    assert x + width <= chart["width"]
+    assert y >= 0
+    assert y + height <= chart["height"]
+    return x, y, width, height
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +165,7 @@ def test_what_is_pointed_at_stays_what_it_is(seen: Seen, tmp_path: Path) -> None
     seen.page.mouse.move(x, y)
     seen.page.evaluate(FRAMES)
     place = outermost(seen)
-    found = f"window.drawnBy.getZr().handler.findHover({place['x']}, {place['y']})"
+    found = f"window.charts.timeline.getZr().handler.findHover({place['x']}, {place['y']})"
     assert seen.page.evaluate(f"{found}.target?.style.fill")
     seen.page.mouse.down()
     seen.page.mouse.up()
@@ -168,13 +179,26 @@ def test_all_that_is_said_of_what_is_pointed_at_can_be_read(seen: Seen, tmp_path
     place = outermost(seen)
     seen.page.mouse.move(*on_screen(seen, place))
     seen.page.evaluate(FRAMES)
-    x, y, width, height = seen.page.evaluate(TIP)
-    timeline = seen.page.locator("#timeline").bounding_box()
-    assert x >= 0
-    assert x + width <= timeline["width"]
-    assert y >= 0
-    assert y + height <= timeline["height"]
+    x, y, width, height = whole_tip(seen, "timeline")
     assert not (x <= place["x"] <= x + width and y <= place["y"] <= y + height)
+
+
+def test_so_it_is_of_curves_and_distributions(seen: Seen, tmp_path: Path) -> None:
+    """Of more processes than there is room for, those with the most."""
+    facts = [[TAKEN - n * SECOND, (9 - n) << 20, n, 3, 4, "S"] for n in (3, 2, 1)]
+    made = batch(MAIN, [BEGIN.number, 1, "a", 1], [END.number, 9, "a", 9, 1], start_ns=TAKEN - 99)
+    producers = [(producer(place, pid=100 + place, facts=facts), [made]) for place in range(20)]
+    page = tmp_path / "a.html"
+    dump("report", write_file(tmp_path / "a.shmrec", header(), producers), "-o", page)
+    seen.page.add_init_script(COUNTING)
+    seen.open(page)
+    for name in ("curves", "durations"):
+        chart = seen.page.locator(f"#{name}")
+        chart.scroll_into_view_if_needed()
+        box = chart.bounding_box()
+        seen.page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] / 2 - 13)
+        seen.page.evaluate(FRAMES)
+        whole_tip(seen, name)
 
 
 def test_a_click_counts_though_it_is_drawn_anew_meanwhile(seen: Seen, tmp_path: Path) -> None:

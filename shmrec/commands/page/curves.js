@@ -31,8 +31,13 @@ function curvesOf(all, ink) {
         renderMode: "richText", confine: true, trigger: "axis", order: "valueDesc",
         backgroundColor: ink.paper, borderColor: ink.line,
         textStyle: { color: ink.text, fontSize: 11 },
-        formatter: (points) => [before(points[0].value[0]), ...points.slice(0, 12).map((each) =>
-          `${each.seriesName}: ${shown(each.value[1])}`)].join("\n"),
+        formatter: (points) => {
+          const room = briefLines(box) - 1, told = points.length > room ? room - 1 : points.length;
+          const said = points.slice(0, told).map((each) =>
+            shortened(`${shown(each.value[1])}: ${each.seriesName}`));
+          if (points.length > told) said.push(`and ${points.length - told} more`);
+          return [before(points[0].value[0]), ...said].join("\n");
+        },
       },
       xAxis: { type: "value", min: view.from, max: view.to,
         axisLabel: { color: ink.dim, formatter: before, hideOverlap: true },

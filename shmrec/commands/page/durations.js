@@ -1,13 +1,16 @@
 // Distributions: a strip a name, darker where more spans took that long. Keeps their chart.
 "use strict";
 
+// What is said beside the mouse has room.
+const LEAST_STRIPS = 84;
+
 function durationsOf(all, ink) {
   const strips = $("durations");
   if (!all.durations.length) {
     strips.hidden = true;
     return { chart: null, draw() {} };
   }
-  strips.style.height = `${all.durations.length * 20 + 40}px`;
+  strips.style.height = `${Math.max(LEAST_STRIPS, all.durations.length * 20 + 40)}px`;
   const chart = echarts.init(strips, null, { renderer: "canvas" });
   function draw() {
     const points = [];
@@ -23,7 +26,7 @@ function durationsOf(all, ink) {
       tooltip: {
         renderMode: "richText", confine: true, backgroundColor: ink.paper, borderColor: ink.line,
         textStyle: { color: ink.text, fontSize: 11 },
-        formatter: ({ value }) => `${all.durations[value[1]].name}\n` +
+        formatter: ({ value }) => `${shortened(all.durations[value[1]].name)}\n` +
           `${value[3].toLocaleString("en")} took ${duration(2 ** (value[0] - 1))} to ` +
           `${duration(2 ** value[0])}`,
       },

@@ -36,8 +36,9 @@ const told = (all, row, n) => {
     ...(text === NONE ? [] : [["arguments", all.texts[text]]]),
   ];
 };
-// The library breaks no lines of what it says beside the mouse.
-const BRIEF_CHARACTERS = 60;
+// What is said beside the mouse: the library breaks no line of it, and has its own height of one.
+const BRIEF_CHARACTERS = 60, BRIEF_LINE = 22, BRIEF_EDGES = 24;
+const briefLines = (box) => Math.floor((box.clientHeight - BRIEF_EDGES) / BRIEF_LINE);
 const shortened = (text) =>
   text.length > BRIEF_CHARACTERS ? `${text.slice(0, BRIEF_CHARACTERS - 1)}…` : text;
 const brief = (pairs) => pairs.map(([key, value]) => `${key}: ${shortened(value)}`).join("\n");
