@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import shmrec
 from shmrec.commands import progress
 from shmrec.commands.progress import Tick
 from shmrec.manifest import Header, Producer
@@ -169,3 +170,30 @@ def test_what_reads_files_says_how_far_it_is(file: Path, args: tuple[str, ...]) 
 def test_a_plain_name_is_looked_for_in_the_directory(file: Path) -> None:
     assert "intact" in dump("verify", file.name, "--dir", file.parent).stdout
     assert "cannot read" in dump("verify", "other.shmrec", "--dir", file.parent, check=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "doing"),
+    [
+        (("recover", "--force", "--dir", "."), b"recovering"),
+        (("snapshot",), b"waiting for the collector"),
+        (("tail", "--until", "0"), b"looking back"),
+    ],
+    ids=lambda args: args[0] if isinstance(args, tuple) else "",
+)
+def test_what_reads_memory_says_so_while_it_takes(
+    args: tuple[str, ...],
+    doing: bytes,
+    recording_name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with shmrec.FlightRecorder(recording_name, directory=tmp_path) as flight:
+        for number in range(2000):
+            shmrec.instant(f"e{number}")
+        verb, *options = args
+        given = [verb, flight.name, *options]
+        with Bare([sys.executable, "-c", AT_ONCE, *given]) as terminal:
+            assert terminal.wait() == 0
+            assert doing in terminal.sent
