@@ -192,6 +192,9 @@ def test_so_it_is_of_curves_and_distributions(seen: Seen, tmp_path: Path) -> Non
     dump("report", write_file(tmp_path / "a.shmrec", header(), producers), "-o", page)
     seen.page.add_init_script(COUNTING)
     seen.open(page)
+    axis = seen.page.evaluate("window.charts.curves.getOption().yAxis[0]")
+    # At most 8 MiB: memory has round numbers beside it.
+    assert (axis["interval"], axis["max"]) == (2 << 20, 8 << 20)
     for name in ("curves", "durations"):
         chart = seen.page.locator(f"#{name}")
         chart.scroll_into_view_if_needed()

@@ -22,6 +22,9 @@ function curvesOf(all, ink) {
   function draw(view) {
     const name = chooser.value;
     const inBytes = name.endsWith(".rss") || name.endsWith("bytes");
+    const drawn = all.curves.filter((curve) => curve.name === name);
+    const most = drawn.flatMap((curve) => curve.values).reduce((a, b) => Math.max(a, b), 1);
+    const step = 2 ** Math.ceil(Math.log2(most / 4));
     const shown = inBytes ? size : (value) => +(+value).toPrecision(4);
     chart.setOption({
       animation: false,
@@ -43,8 +46,10 @@ function curvesOf(all, ink) {
         axisLabel: { color: ink.dim, formatter: before, hideOverlap: true },
         axisLine: { lineStyle: { color: ink.line } }, splitLine: { show: false } },
       yAxis: { type: "value", axisLabel: { color: ink.dim, formatter: shown },
+        // Of bytes the round numbers are powers of two.
+        ...(inBytes ? { min: 0, interval: step, max: step * Math.ceil(most / step) } : {}),
         splitLine: { lineStyle: { color: ink.line, opacity: 0.5 } } },
-      series: all.curves.filter((curve) => curve.name === name).map((curve) => {
+      series: drawn.map((curve) => {
         const process = all.processes[curve.process];
         return {
           type: "line", name: process.title, showSymbol: curve.times.length < 80, symbolSize: 4,
@@ -56,7 +61,7 @@ function curvesOf(all, ink) {
       }),
     }, { notMerge: true });
     // The same for whoever cannot see them.
-    const ranges = all.curves.filter((curve) => curve.name === name && curve.values.length);
+    const ranges = drawn.filter((curve) => curve.values.length);
     const said = ranges.slice(0, CURVES_TOLD).map((curve) => {
       const values = curve.values.filter((_, n) =>
         curve.times[n] >= view.from && curve.times[n] <= view.to);
