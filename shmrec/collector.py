@@ -242,9 +242,8 @@ class Collector:
         """Answer the requests that wait; those for snapshots share one."""
         waiting = requests.pending(self.segment)
         kept = [request for request in waiting if request.verb == Verb.SNAPSHOT]
-        handed = [request for request in waiting if request.verb == Verb.TRANSFER]
         # Nobody would take away what is made for who does not wait.
-        handed = [request for request in handed if not request.abandoned]
+        handed = [each for each in waiting if each.verb == Verb.TRANSFER and not each.abandoned]
         for request in waiting:
             if self._alarms.holds(request):
                 continue

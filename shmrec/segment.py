@@ -89,7 +89,7 @@ class Segment:
         self.name: Final = name
         self.path: Final = path
         self.fd: int = fd
-        self._holder = 0
+        self._holders: dict[str, int] = {}
         self.writable: Final = writable
         self._map = _copied(fd, size) if remnant else mmap.mmap(fd, size, mmap.MAP_SHARED, access)
         self.view = memoryview(self._map)
@@ -182,31 +182,13 @@ class Segment:
             and self.word("pid_namespace") == process.pid_namespace()
         )
 
-    @contextlib.contextmanager
-    def locked(self, timeout: float = LOCK_SECONDS) -> Iterator[None]:
+    def locked(self, timeout: float = LOCK_SECONDS) -> contextlib.AbstractContextManager[None]:
         """Hold the segment's lock: for attaching, request slots, and taking over.
 
         `timeout` in seconds: a process that was stopped while it held the lock must not stop
-        the others. Raises `SegmentError` when it is over.
+        the others. Raises `LockedError` when it is over.
         """
-        deadline = time.monotonic() + timeout
-        while True:
-            # Not while it waits: other threads lock and close segments of their own.
-            with _closing():
-                # A signal handler may come here while this very thread holds the lock.
-                nested = self._holder == os.getpid()
-                try:
-                    # Acquired in here, for a signal handler may raise as the call returns;
-                    # releasing what was not acquired is harmless.
-                    if nested or self._acquired("lock"):
-                        self._holder = os.getpid()
-                        yield
-                        return
-                finally:
-                    if not nested:
-                        self._holder = 0
-                        self._lock("lock", fcntl.LOCK_UN)
-            self._wait(deadline, timeout)
+        return self._holding("lock", timeout)
 
     def count_busy(self, change: int) -> bool:
         """Count a process that found the lock held and goes on without a ring, or no longer does.
@@ -214,29 +196,44 @@ class Segment:
         Under a lock that nobody waits under, so that who has been refused the other gets this;
         whether it was counted, for a process that is stopped here keeps it from the others.
         """
-        deadline = time.monotonic() + _COUNTING_SECONDS
-        while True:
-            with _closing():
-                try:
-                    if self._acquired("busy_lock"):
-                        counted = (self.word("refused_busy") & PLAUSIBLE) + change
-                        self.set_word("refused_busy", max(0, counted))
-                        return True
-                finally:
-                    self._lock("busy_lock", fcntl.LOCK_UN)
-            try:
-                self._wait(deadline, _COUNTING_SECONDS)
-            except LockedError:
-                return False
+        try:
+            with self._holding("busy_lock", _COUNTING_SECONDS):
+                counted = (self.word("refused_busy") & PLAUSIBLE) + change
+                self.set_word("refused_busy", max(0, counted))
+                return True
+        except LockedError:
+            return False
 
     def refused(self) -> int:
         """Processes that are not recorded, for want of a ring, of memory, or of the lock."""
         words = ("refused_full", "refused_space", "refused_busy")
         return sum(self.word(name) & PLAUSIBLE for name in words)
 
-    def _lock(self, field: str, command: int) -> None:
-        where = CONTROL.bytes_at(field)
-        fcntl.lockf(self.fd, command, where.stop - where.start, where.start)
+    @contextlib.contextmanager
+    def _holding(self, field: str, timeout: float) -> Iterator[None]:
+        deadline = time.monotonic() + timeout
+        while True:
+            # Not while it waits: other threads lock and close segments of their own.
+            with _closing():
+                # A signal handler may come here while this very thread holds the lock.
+                nested = self._holders.get(field) == os.getpid()
+                try:
+                    # Acquired in here, for a signal handler may raise as the call returns;
+                    # releasing what was not acquired is harmless.
+                    if nested or self._acquired(field):
+                        self._holders[field] = os.getpid()
+                        yield
+                        return
+                finally:
+                    if not nested:
+                        self._holders[field] = 0
+                        self._lock(field, fcntl.LOCK_UN)
+            if time.monotonic() > deadline:
+                raise LockedError(
+                    f"recording {self.name!r} has been locked by another process for "
+                    f"{timeout:g} s: is one of its processes stopped?"
+                )
+            time.sleep(_LOCK_POLL_SECONDS)
 
     def _acquired(self, field: str) -> bool:
         """Lock it if no other process has; whether it is locked."""
@@ -248,13 +245,9 @@ class Segment:
             return False
         return True
 
-    def _wait(self, deadline: float, timeout: float) -> None:
-        if time.monotonic() > deadline:
-            raise LockedError(
-                f"recording {self.name!r} has been locked by another process for "
-                f"{timeout:g} s: is one of its processes stopped?"
-            )
-        time.sleep(_LOCK_POLL_SECONDS)
+    def _lock(self, field: str, command: int) -> None:
+        where = CONTROL.bytes_at(field)
+        fcntl.lockf(self.fd, command, where.stop - where.start, where.start)
 
     def reserve(self, offset: int, size: int) -> None:
         """Give the range real pages now; raises `SpaceError` instead of a later SIGBUS."""
