@@ -7,6 +7,7 @@ in it knows of shmrec. Whatever happens, nothing is left behind but the snapshot
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.client
 import itertools
 import json
@@ -33,6 +34,8 @@ LOAD_PATHS = ("/get?token=secret", "/headers", "/uuid", "/status/404", "/bytes/4
 SLOW_PATH = "/delay/9"
 HEAD_START_SECONDS = 2.0
 PATIENCE_SECONDS = 30.0
+PARENT_DEATH_SIGNAL = 1
+"""For prctl(2)."""
 
 _T = TypeVar("_T")
 
@@ -75,6 +78,7 @@ def service(log: Path) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "gunicorn", "-c", "python:shmrec.integrations.gunicorn"]
     command += ["--workers", str(WORKERS), "--threads", "2", "--bind", "127.0.0.1:0", APPLICATION]
     say("$ " + " ".join(["gunicorn", *command[3:]]))
+    libc = ctypes.CDLL(None)
     with open(log, "wb") as output:
         master = subprocess.Popen(
             command,
@@ -85,6 +89,8 @@ def service(log: Path) -> Iterator[subprocess.Popen[bytes]]:
             stderr=output,
             # Ctrl-C is for the demo, which then stops the service.
             start_new_session=True,
+            # Where the demo is killed nobody else would stop it.
+            preexec_fn=lambda: libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGQUIT),
         )
     try:
         yield master
